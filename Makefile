@@ -1,0 +1,76 @@
+# Everything people and continuous integration run. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+BIN := .venv/bin
+# A Python to build .venv with; by default the first of these that is new enough.
+PYTHON ?=
+# More words for pytest: make test-fast ARGS="-k quota -x"
+ARGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: venv
+venv: .venv/dev ## make .venv with everything development needs
+
+.PHONY: test
+test: lint types .venv/dev ## check and test everything, real servers included
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-fast
+test-fast: .venv/dev ## test without real servers: memory and fakeredis only
+	$(BIN)/python -m pytest -m "not server and not slow" $(ARGS)
+
+.PHONY: lint
+lint: .venv/dev ## ruff, and the import contract between the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+.PHONY: types
+types: .venv/dev ## mypy (strict) and basedpyright
+	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+.PHONY: bench
+bench: .venv/dev ## the benchmarks, as ratios
+	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
+
+# Only what the library itself needs, so that a fresh clone gets going quickly.
+.PHONY: demo
+demo: $(or $(wildcard .venv/dev),.venv/demo) ## see it work: quick start, six algorithms, waiting, HTTP
+	$(BIN)/python -m docs.examples.demo
+
+.PHONY: vectors
+vectors: .venv/dev ## write the golden vectors anew
+	$(BIN)/python -m tests.vectors.make
+
+.PHONY: clean
+clean: ## remove .venv, caches and what was built
+	rm -rf .venv .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so an install that was interrupted is taken up again.
+.venv/dev: pyproject.toml | .venv/bin/python
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/demo: pyproject.toml | .venv/bin/python
+	$(PIP) -e '.[all]'
+	@touch $@
+
+.venv/bin/python:
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "making .venv with $$python"; \
+	        rm -rf .venv; \
+	        $$python -m venv .venv || { rm -rf .venv; exit 1; }; \
+	        exit 0; \
+	    fi; \
+	done; \
+	echo "No Python 3.11 or newer among: $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1

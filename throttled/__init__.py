@@ -1,0 +1,40 @@
+"""Rate limiting: exact, fast, in one process or across a fleet that shares Redis or Valkey.
+
+    from throttled import Throttled
+
+    throttle = Throttled(quota="100/s burst 200")
+    if throttle.limit("user:1").limited:
+        ...
+
+`throttled.asyncio` has the same names, awaited.
+"""
+
+from throttled import exceptions, rate_limiter, store, utils
+from throttled.algorithms.plan import RateLimiterType
+from throttled.quota import Quota, Rate, per_day, per_duration, per_hour, per_min, per_sec, per_week
+from throttled.result import RateLimitResult, RateLimitState
+from throttled.store import MemoryStore
+from throttled.throttled import Throttled
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MemoryStore",
+    "Quota",
+    "Rate",
+    "RateLimitResult",
+    "RateLimitState",
+    "RateLimiterType",
+
+    "Throttled",
+    "exceptions",
+    "per_day",
+    "per_duration",
+    "per_hour",
+    "per_min",
+    "per_sec",
+    "per_week",
+    "rate_limiter",
+    "store",
+    "utils",
+]

@@ -1,0 +1,112 @@
+"""Fixed window: at most `limit` per window of `period`, windows aligned to the Unix epoch.
+
+Rules
+-----
+A call fits when the count of the window it falls into, with its cost, is at most `limit`;
+otherwise it fits at the start of the next window that has room. Worst case: two full windows
+meet at a boundary, so up to 2 x limit within one period.
+
+State: `(start, count, last, booked)`: the current window and its count, then the last window
+that holds promises and what they book there (both 0 while nobody waits). Windows between the two
+are taken as full: calls are served in the order they asked, so nobody could use their room. The
+window's start serves as the instant written, for nothing inside a window depends on the time.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from throttled.algorithms.steps import Steps
+
+State = tuple[float, float, float, float]
+
+
+def bind(limit: int, period: int, burst: int) -> Steps[State]:
+    """The steps of a fixed window of `limit` per `period` µs; `burst` has no meaning here."""
+    most = float(limit)
+    span = float(period)
+
+    def advance(state: State | None, now: float) -> tuple[State, bool]:
+        """The state as of now, and whether the clock has stepped back."""
+        if state is None:
+            return (now - now % span, 0.0, 0.0, 0.0), False
+        start, count, last, booked = state
+        if now >= start + span:
+            start = now - now % span
+            if last > start:
+                count = most  # between two windows of promises: closed
+            else:
+                count = booked if last == start else 0.0
+                last = booked = 0.0
+        elif now < start - span:
+            back = start - (now - now % span)
+            return (start - back, count, last - back if last else 0.0, booked), True
+        return (start, count, last, booked), False
+
+    def admit(
+        state: State | None, now: float, cost: int, patience: float
+    ) -> tuple[State | None, float, float, float]:
+        stepped = False
+        if state is None or not state[0] <= now < state[0] + span:
+            state, stepped = advance(state, now)
+        start, count, last, booked = state
+        used = count + cost
+        if used <= most and cost and not last and patience >= 0.0:
+            return (start, used, 0.0, 0.0), 0.0, most - used, start + span - now
+
+        written: State | None = state if stepped else None
+        if not cost or (used <= most and not last):
+            wait = 0.0
+        elif cost > most:
+            wait = inf
+        else:
+            if not last:
+                slot, taken = start + span, float(cost)
+            elif booked + cost <= most:
+                slot, taken = last, booked + cost
+            else:
+                slot, taken = last + span, float(cost)
+            wait = slot - now
+            if wait <= patience:
+                last = slot
+                written = (start, count, slot, taken)
+        if last:
+            return written, wait, 0.0, last + span - now
+        room = most - count
+        return (
+            written,
+            wait,
+            room if room > 0.0 else 0.0,
+            start + span - now if count else 0.0,
+        )
+
+    def adjust(
+        state: State | None, now: float, delta: int, slot: float | None
+    ) -> tuple[State | None, None]:
+        (start, count, last, booked), _ = advance(state, now)
+        window = start if slot is None else slot - slot % span
+        if last and window == last:
+            taken = booked + delta
+            booked = taken if taken > 0.0 else 0.0
+            if not booked and last == start + span:
+                last = 0.0
+        elif window == start and (count or delta > 0):
+            taken = count + delta
+            count = taken if taken > 0.0 else 0.0
+        else:
+            # A past window has forgiven; a closed one has nothing that anybody could use.
+            return None, None
+        return (start, count, last, booked), None
+
+    def reset_after(state: State, now: float) -> float:
+        (start, count, last, _), _ = advance(state, now)
+        if last:
+            return last + span - now
+        return start + span - now if count else 0.0
+
+    return Steps(admit, adjust, reset_after)
+
+
+def dump(state: State) -> tuple[str, ...]:
+    """The state as the text that Redis holds."""
+    return (" ".join([f"{number:.17g}" for number in state]),)

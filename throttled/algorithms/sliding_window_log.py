@@ -1,0 +1,187 @@
+"""Sliding-window log: at most `limit` in any trailing period, exactly.
+
+Rules
+-----
+Every slot taken is remembered for one period. A call fits when the costs taken in the trailing
+period, with its own, are at most `limit`; otherwise at the instant at which enough of the oldest
+have fallen off the edge. No worst case: the one to hold another service's limit with.
+
+Theory of operation
+-------------------
+Each entry holds its slot and the running total *before* it, so the sum from any entry to the end
+is one subtraction, and the entry that must expire first is found by halves: O(log n). Slots only
+grow (later calls stand behind earlier promises), so both columns are sorted.
+
+State: `(at, slots, befores, head, tail, total)`: the instant written, two growing arrays of which
+`head:tail` is alive, and the running total at the end. The state is a value although the arrays
+are shared: an older state keeps meaning what it meant, for nothing below its tail is changed.
+That is why a step does not append: it says what to write at `tail`, and the store does so when it
+commits. Full arrays are copied to ones twice as long as what lives in them: amortised O(1).
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from math import inf
+from typing import Any, TypeAlias
+
+from throttled.algorithms.steps import Steps
+
+Column: TypeAlias = "array[float]"
+State: TypeAlias = "tuple[float, Column, Column, int, int, float]"
+Append: TypeAlias = "tuple[Column, Column, int, float, float]"
+
+#: Above this a log is the wrong tool; `sliding_window` holds such limits in constant space.
+MOST = 1_000_000
+#: Running totals start afresh beyond this, far below where doubles stop to be exact.
+RENUMBER = 2.0**52
+
+_ROOM = array("d", bytes(8 * 4))
+
+
+def bind(limit: int, period: int, burst: int) -> Steps[State]:
+    """The steps of a log of `limit` per `period` µs; `burst` has no meaning here."""
+    most = float(limit)
+    span = float(period)
+
+    def advance(state: State, now: float) -> tuple[State, bool]:
+        """The state with what has expired dropped, and whether the clock has stepped back."""
+        at, slots, befores, head, tail, total = state
+        stepped = False
+        if now >= at:
+            at = now
+        elif now < at - span:
+            back = at - now
+            slots = array("d", [slot - back for slot in slots[head:tail]])
+            befores = befores[head:tail]
+            head, tail, at = 0, len(slots), now
+            stepped = True
+        if slots[head] <= at - span:
+            head = bisect_right(slots, at - span, head, tail)
+        return (at, slots, befores, head, tail, total), stepped
+
+    def append(
+        state: State, slot: float, cost: float, promise: bool = False
+    ) -> tuple[State, Append]:
+        """The state with one more entry, and what the store has to write for it."""
+        at, slots, befores, head, tail, total = state
+        if head == tail:
+            slots, befores, head, tail, total = _ROOM[:], _ROOM[:], 0, 0, 0.0
+        elif tail == len(slots) or total > RENUMBER:
+            base = befores[head] if total > RENUMBER and not promise else 0.0
+            slots, befores = slots[head:tail], befores[head:tail]
+            if base:
+                befores = array("d", [before - base for before in befores])
+                total -= base
+            head, tail = 0, len(slots)
+            room = array("d", bytes(8 * max(tail, 4)))
+            slots, befores = slots + room, befores + room
+        return (
+            (at, slots, befores, head, tail + 1, total + cost),
+            (slots, befores, tail, slot, total),
+        )
+
+    def admit(
+        state: State | None, now: float, cost: int, patience: float
+    ) -> tuple[State | None, float, float, float, Append | None]:
+        stepped = False
+        if state is None:
+            state = (now, _ROOM, _ROOM, 0, 0, 0.0)
+        oldest = state[3]
+        if state[3] < state[4]:
+            state, stepped = advance(state, now)
+        at, slots, befores, head, tail, total = state
+        if head == tail:
+            used, last = 0.0, at
+        else:
+            used = total - befores[head]
+            last = slots[tail - 1]
+        written = state if stepped else None
+        added: Append | None = None
+        if used + cost <= most and last <= at:
+            wait = 0.0
+            if cost and patience >= 0.0:
+                written, added = append(state, at, cost)
+                return written, wait, most - used - cost, at + span - now, added
+        elif not cost:
+            wait = 0.0
+        elif cost > most:
+            wait = inf
+        else:
+            slot = last if last > at else at
+            first = bisect_left(befores, total + cost - most, head, tail)
+            if first > head and slots[first - 1] + span > slot:
+                slot = slots[first - 1] + span
+            wait = slot - now
+            if wait <= patience:
+                if not stepped:
+                    # A promise keeps what it found, expired or not, so that it can be undone.
+                    state = (at, slots, befores, oldest, tail, total)
+                written, added = append(state, slot, cost, promise=True)
+                return written, wait, 0.0, slot + span - now, added
+        if last > at:
+            room = 0.0
+        else:
+            room = most - used
+            if room < 0.0:
+                room = 0.0
+        return written, wait, room, last + span - now if head < tail else 0.0, added
+
+    def adjust(
+        state: State | None, now: float, delta: int, slot: float | None
+    ) -> tuple[State | None, Append | None]:
+        if state is None:
+            state = (now, _ROOM, _ROOM, 0, 0, 0.0)
+        if state[3] < state[4]:
+            state, _ = advance(state, now)
+        at, slots, befores, head, tail, total = state
+        if delta >= 0:
+            if not delta:
+                return None, None
+            last = slots[tail - 1] if head < tail else at
+            return append(state, last if last > at else at, delta)
+
+        # Newest first: what was taken for the slot, or for any slot when none is named.
+        give = float(-delta)
+        index = tail if slot is None else bisect_right(slots, slot, head, tail)
+        kept: list[tuple[float, float]] = []  # (slot, cost) of what stays of the entries touched
+        end = index
+        while index > head and give > 0.0 and (slot is None or slots[index - 1] == slot):
+            index -= 1
+            cost = (befores[index + 1] if index + 1 < tail else total) - befores[index]
+            back = give if give < cost else cost
+            give -= back
+            if cost > back:
+                kept.append((slots[index], cost - back))
+        if index == end:
+            return None, None
+        if end == tail and not kept:
+            return (at, slots, befores, head, index, befores[index]), None
+        # Deep inside, or in part: what stands behind is written again.
+        kept.reverse()
+        for later in range(end, tail):
+            after = befores[later + 1] if later + 1 < tail else total
+            kept.append((slots[later], after - befores[later]))
+        running = befores[index]
+        slots, befores = slots[head:index], befores[head:index]
+        for instant, cost in kept:
+            slots.append(instant)
+            befores.append(running)
+            running += cost
+        return (at, slots, befores, 0, len(slots), running), None
+
+    def reset_after(state: State, now: float) -> float:
+        if state[3] == state[4]:
+            return 0.0
+        (_, slots, _, head, tail, _), _ = advance(state, now)
+        return slots[tail - 1] + span - now if head < tail else 0.0
+
+    return Steps(admit, adjust, reset_after)
+
+
+def dump(state: State) -> tuple[str, ...]:
+    """The state as the list that Redis holds: slot, before, slot, before, …, total, at."""
+    at, slots, befores, head, tail, total = state
+    numbers: list[Any] = [n for i in range(head, tail) for n in (slots[i], befores[i])]
+    return tuple([f"{number:.17g}" for number in [*numbers, total, at]])

@@ -1,0 +1,55 @@
+"""What an algorithm offers once it is bound to its numbers."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
+
+#: Doubles hold whole numbers exactly below this; Lua has no other numbers, so neither have we.
+EXACT = 2.0**53
+
+
+class Admit(Protocol[S_contra]):
+    """`(state, now, cost, patience) -> (new state or None, wait, remaining, reset_after)`.
+
+    All instants and durations are whole µs in floats. `wait` is 0 when the cost fits now, n when
+    it fits in n µs and not earlier, inf when it can never fit. It is taken if and only if
+    `wait <= patience`; a new state of None means: write nothing. (A new state with
+    `wait > patience` only says that the clock has stepped back by more than a period; the store
+    writes it, or the key would be measured against an instant that lies far ahead.)
+
+    An algorithm whose state is too long to copy appends: its reply has a fifth item
+    `(array, array, index, value, value)` that the store writes together with the new state.
+    """
+
+    def __call__(
+        self, state: S_contra | None, now: float, cost: int, patience: float, /
+    ) -> tuple[Any, ...]: ...
+
+
+class Adjust(Protocol[S]):
+    """`(state, now, delta, slot) -> (new state or None, what to append or None)`.
+
+    `delta > 0` charges, whatever the limit says; `delta < 0` gives back what was taken for
+    `slot` (None: the newest), as far as nobody promised a later slot needs it.
+    """
+
+    def __call__(
+        self, state: S | None, now: float, delta: int, slot: float | None, /
+    ) -> tuple[S | None, Any]: ...
+
+
+class ResetAfter(Protocol[S_contra]):
+    """`(state, now) -> µs` until the state equals that of a key never seen."""
+
+    def __call__(self, state: S_contra, now: float, /) -> float: ...
+
+
+class Steps(NamedTuple, Generic[S]):
+    """The pure steps of one algorithm, bound to limit, period and burst."""
+
+    admit: Admit[S]
+    adjust: Adjust[S]
+    reset_after: ResetAfter[S]

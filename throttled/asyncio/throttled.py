@@ -1,0 +1,176 @@
+"""The async `Throttled`: the same object, awaited."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import wraps
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
+
+import anyio
+
+from throttled._text import shown
+from throttled.algorithms.plan import LOOK
+from throttled.exceptions import BaseThrottledError, LimitedError, SetUpError
+from throttled.quota import MAX_LIMIT
+from throttled.result import RateLimitResult, RateLimitState
+from throttled.store.base import AsyncStore, Store, Ticket
+from throttled.throttled import BaseThrottled, default_store, is_async, name_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("throttled")
+
+_new = object.__new__
+#: Seconds that giving a cancelled promise back may take.
+_GIVE_BACK = 5.0
+
+
+class Throttled(BaseThrottled["Store | AsyncStore"]):
+    """Limits calls in async code: `await throttle.limit(key)`, a decorator, `async with`.
+
+    The same names and parameters as `throttled.Throttled`. Works in asyncio, and in trio with a
+    `MemoryStore`. A `MemoryStore` may be shared with sync code; a `RedisStore` is the one of
+    `throttled.asyncio`.
+    """
+
+    __slots__ = ("_local",)
+
+    def _check_store(self, store: Store | AsyncStore | None) -> Store | AsyncStore:
+        if store is None:
+            store = default_store()
+        if isinstance(store, Store) and not inspect.iscoroutinefunction(store.run):
+            if not store.local:
+                raise SetUpError(
+                    f"Invalid store: {shown(store)} would block the event loop; "
+                    f"use its namesake in throttled.asyncio.store."
+                )
+        elif not isinstance(store, AsyncStore):
+            raise SetUpError(
+                f"Invalid store: {shown(store)}, must be a store such as MemoryStore() "
+                f"or RedisStore(server=...) from throttled.asyncio."
+            )
+        self._local = store.local
+        return store
+
+    async def limit(
+        self, key: str | None = None, cost: int = 1, timeout: float | None = None
+    ) -> RateLimitResult:
+        """Take `cost` from the key's limit and say whether the call may go on.
+
+        `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. A cost of
+        0 is always allowed and changes nothing. A cancelled call gives back what it was promised.
+        Raises `DataError` for a bad argument and `StoreUnavailableError` when the store's server
+        does not answer.
+        """
+        if (
+            timeout is None
+            and cost.__class__ is int
+            and 0 < cost <= MAX_LIMIT
+            and key.__class__ is str
+            and key
+        ):
+            patience = self._patience
+        else:
+            key, cost, patience = self._call(key, cost, timeout)
+        reply = self._run(self._plan, key, cost, patience)
+        if not self._local:
+            reply = await reply
+        wait = reply[1]
+        if 0.0 < wait <= patience:
+            await self._wait(reply[0])
+            return self._served(reply)
+        result = _new(RateLimitResult)
+        result.limited = wait > patience and cost > 0
+        result._reply = reply
+        result._capacity = self._plan.capacity
+        return result
+
+    async def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
+        """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
+        key, cost, _ = self._call(key, cost, None)
+        reply = self._run(self._plan, key, cost, LOOK)
+        return self._state(reply if self._local else await reply)
+
+    async def _wait(self, ticket: Ticket) -> None:
+        store: Any = self.store
+        try:
+            if store.sleeper is None:
+                await anyio.sleep(ticket.wait / 1e6)
+            else:
+                await store.sleeper.asleep_until(ticket.slot)
+        except BaseException:
+            if self._local:
+                store.withdraw(ticket)
+            else:
+                await self._give_back(ticket)
+            raise
+        if self._local:
+            store.arrived(ticket)
+        else:
+            await store.arrived(ticket)
+
+    async def _give_back(self, ticket: Ticket) -> None:
+        store: Any = self.store
+        with anyio.move_on_after(_GIVE_BACK, shield=True) as scope:
+            try:
+                await store.withdraw(ticket)
+            except BaseThrottledError as error:
+                # The cancellation goes on; what could not be given back stays taken.
+                logger.warning("A cancelled call could not give back its slot: %s", error)
+        if scope.cancelled_caught:
+            logger.warning("A cancelled call could not give back its slot in %g s", _GIVE_BACK)
+
+    async def _pass(self) -> RateLimitResult:
+        result = await self.limit(self._key(), self.cost)
+        if result.limited:
+            raise LimitedError(result)
+        return result
+
+    async def __aenter__(self) -> RateLimitResult:
+        """Take the instance's cost from its key, or raise `LimitedError`."""
+        return await self._pass()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    def __call__(self, func: Callable[P, R]) -> Callable[P, R]:
+        """Limit every call of a coroutine function; a refused call raises `LimitedError`.
+
+        An async generator function is charged when its iteration starts. Raises `TypeError` for
+        a function that is not async: those take `throttled.Throttled`.
+        """
+        self._key()
+        if isinstance(func, staticmethod | classmethod):
+            return cast("Callable[P, R]", type(func)(self(func.__func__)))
+        if not is_async(func):
+            raise TypeError(
+                f"{name_of(func)} is not async and throttled.asyncio.Throttled is: "
+                f"decorate it with throttled.Throttled."
+            )
+        if inspect.isasyncgenfunction(func):
+
+            @wraps(func)
+            async def iterate(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
+                await self._pass()
+                async with aclosing(cast("Any", func)(*args, **kwargs)) as items:
+                    async for item in items:
+                        yield item
+
+            return cast("Callable[P, R]", iterate)
+
+        @wraps(func)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+            await self._pass()
+            return await cast("Callable[P, Awaitable[Any]]", func)(*args, **kwargs)
+
+        return cast("Callable[P, R]", call)

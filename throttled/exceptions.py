@@ -1,0 +1,64 @@
+"""Every error the library raises; all inherit from `BaseThrottledError`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from throttled._text import plain
+
+if TYPE_CHECKING:
+    from throttled.result import RateLimitResult
+
+__all__ = [
+    "BaseThrottledError",
+    "DataError",
+    "LimitedError",
+    "SetUpError",
+    "StateError",
+    "StoreUnavailableError",
+]
+
+
+class BaseThrottledError(Exception):
+    """The base of every error raised by this library."""
+
+
+class DataError(BaseThrottledError, ValueError):
+    """An argument is invalid: a key, a cost, a quota, a timeout. Nothing was written."""
+
+
+class SetUpError(BaseThrottledError):
+    """A store cannot be built as asked: an unknown option, a bad URL, a missing package."""
+
+
+class StateError(BaseThrottledError):
+    """The stored state of a key is damaged or belongs to something else. Nothing was written."""
+
+
+class StoreUnavailableError(BaseThrottledError):
+    """The store's server did not answer, so the limit could not be decided."""
+
+
+class LimitedError(BaseThrottledError):
+    """A call was refused by its limit.
+
+    `rate_limit_result` is the refusal; its `state.retry_after` says in how many seconds the same
+    call fits.
+    """
+
+    rate_limit_result: RateLimitResult | None
+
+    def __init__(self, rate_limit_result: RateLimitResult | None = None) -> None:
+        # The result is the only argument, so that pickling and copying rebuild the error, and the
+        # message is printed only when somebody reads it: refusals can be frequent.
+        super().__init__(rate_limit_result)
+        self.rate_limit_result = rate_limit_result
+
+    def __str__(self) -> str:
+        if self.rate_limit_result is None:
+            return "Rate limit exceeded."
+        state = self.rate_limit_result.state
+        return (
+            f"Rate limit exceeded: remaining={state.remaining}, "
+            f"reset_after={plain(state.reset_after)}, retry_after={plain(state.retry_after)}."
+        )

@@ -1,0 +1,102 @@
+"""What a decision answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+
+from throttled._text import plain
+
+_new = object.__new__
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RateLimitState:
+    """The state of a key.
+
+    With 60 per minute, token bucket, right after a first call of cost 1:
+    `limit=60, remaining=59, reset_after=1, retry_after=0`; when empty:
+    `limit=60, remaining=0, reset_after=60, retry_after=1`.
+    """
+
+    #: The most that a key never seen would admit at once: the burst of a bucket, else the limit.
+    limit: int
+    #: The largest cost that would be admitted now, after this call.
+    remaining: int
+    #: Seconds until the key is as if it had never been seen, and `remaining == limit`.
+    reset_after: float
+    #: Seconds until this call fits: 0 if it was admitted, `math.inf` if its cost can never fit.
+    retry_after: float
+
+    def __repr__(self) -> str:
+        return (
+            f"RateLimitState(limit={self.limit}, remaining={self.remaining}, "
+            f"reset_after={plain(self.reset_after)}, retry_after={plain(self.retry_after)})"
+        )
+
+
+class RateLimitResult:
+    """The answer to one call: `limited`, its opposite `allowed`, and the `state` of the key.
+
+    A result is always true in a condition, admitted or not: ask `result.limited`.
+    """
+
+    __slots__ = ("_capacity", "_reply", "_state", "limited")
+
+    #: Whether the call was refused.
+    limited: bool
+    _state: RateLimitState
+    _reply: tuple[Any, ...]
+    _capacity: int
+
+    def __init__(self, limited: bool, state: RateLimitState) -> None:
+        self.limited = limited
+        self._state = state
+
+    @classmethod
+    def of(cls, limited: bool, reply: tuple[Any, ...], capacity: int) -> Self:
+        """The result of a store's reply; its state is built when it is asked for."""
+        result = _new(cls)
+        result.limited = limited
+        result._reply = reply
+        result._capacity = capacity
+        return result
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the call was admitted."""
+        return not self.limited
+
+    @property
+    def state(self) -> RateLimitState:
+        """The state of the key after this call."""
+        try:
+            return self._state
+        except AttributeError:
+            self._state = state = state_of(self._reply, self._capacity)
+            return state
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RateLimitResult):
+            return NotImplemented
+        return self.limited == other.limited and self.state == other.state
+
+    def __hash__(self) -> int:
+        return hash((self.limited, self.state))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RateLimitResult, (self.limited, self.state)
+
+    def __repr__(self) -> str:
+        return f"RateLimitResult(limited={self.limited}, state={self.state!r})"
+
+
+def state_of(reply: tuple[Any, ...], capacity: int) -> RateLimitState:
+    """The public state of a store's reply: whole µs become float seconds here."""
+    _, wait, remaining, reset_after = reply[:4]
+    # Adding 0.0 turns -0.0 into 0.0.
+    return RateLimitState(
+        capacity, int(remaining), max(reset_after, 0.0) / 1e6 + 0.0, max(wait, 0.0) / 1e6 + 0.0
+    )

@@ -1,0 +1,206 @@
+"""The Redis store for asyncio: the same calls, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from throttled.algorithms.plan import Plan
+from throttled.store.base import AsyncStore, Call, Reply, Ticket
+from throttled.store.connection import Shared
+from throttled.store.exchange import GRACE, Flow, Line, Road
+from throttled.store.redis import RedisCalls
+
+__all__ = ["RedisStore"]
+
+#: Calls of cancelled tasks that are still being seen to their end, and given back.
+_leftovers: set[asyncio.Task[None]] = set()
+
+
+class AsyncLine(Line):
+    """A connection of redis-py's asyncio flavour."""
+
+    __slots__ = ()
+
+    def socket(self) -> Any:
+        writer = getattr(self.conn, "_writer", None)
+        if writer is None or writer.is_closing() or writer.get_extra_info("ssl_object"):
+            return None
+        return writer.get_extra_info("socket")
+
+    def fit(self) -> Any:
+        # The loop may have read something already, or not have looked at the socket for long.
+        return self._fit() if self.quiet() else False
+
+    async def _fit(self) -> bool:
+        return not await self.conn.can_read()
+
+    def send(self, request: bytes) -> Any:
+        writer = getattr(self.conn, "_writer", None)
+        if writer is None or self.conn.health_check_interval:
+            return self.conn.send_packed_command([request])
+        # Not by way of redis-py, which makes a task for it and awaits that: a call that is
+        # cancelled there cannot tell whether its request went out. Nothing is awaited here.
+        writer.writelines([request])
+        return None
+
+    def read(self) -> Any:
+        return self.conn.read_response(disable_decoding=True, disconnect_on_error=False)
+
+    def read_soon(self) -> Any:
+        return asyncio.wait_for(self.read(), GRACE)
+
+    def disconnect(self) -> Any:
+        return self.conn.disconnect(nowait=True)
+
+    def abandon(self) -> None:
+        self.conn._close()
+
+
+async def _driven(flow: Flow[Any], thrown: BaseException | None = None) -> Any:
+    """Run a flow to its end, awaiting its steps.
+
+    When the caller is cancelled, the rest of the flow goes on in a task of its own: it reads the
+    reply that is under way and gives back what was taken, while the caller leaves at once.
+    """
+    try:
+        step = flow.send(None) if thrown is None else flow.throw(thrown)
+        while True:
+            if not hasattr(step, "__await__"):
+                step = flow.send(step)
+                continue
+            try:
+                value = await step
+            except asyncio.CancelledError as cancelled:
+                if thrown is None:
+                    task = asyncio.create_task(_finished(flow, cancelled))
+                    _leftovers.add(task)
+                    task.add_done_callback(_leftovers.discard)
+                    raise
+                step = flow.throw(cancelled)
+            except BaseException as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(value)
+    except StopIteration as stop:
+        return stop.value
+
+
+async def _finished(flow: Flow[Any], cancelled: BaseException) -> None:
+    try:
+        await _driven(flow, cancelled)
+    except BaseException:
+        # The caller was told of the cancellation, which comes out again here, and nobody is left
+        # to be told of anything else.
+        return
+
+
+class RedisStore(RedisCalls, AsyncStore):
+    """Keeps limits on a Redis or Valkey server, for asyncio: see `throttled.store.RedisStore`.
+
+    One store may serve several event loops, one after the other or at once: each gets its own
+    connections, which are closed when the loop ends. `client=` must be a `redis.asyncio` client.
+
+    A task that is cancelled while its call is under way leaves at once; the reply is read in the
+    background, and what was taken is given back.
+    """
+
+    asynchronous = True
+    line = AsyncLine
+    _shared = Shared()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._roads: dict[asyncio.AbstractEventLoop, Road] = {}
+        self._ends: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
+
+    def _ready(self) -> Road:
+        loop = asyncio.get_running_loop()
+        road = self._roads.get(loop)
+        if road is None:
+            self._forget_closed()
+            road = self._roads[loop] = self._open(loop)
+        return road
+
+    def forget(self) -> None:
+        self._roads = {}
+        self._ends = {}
+
+    def _forget_closed(self) -> None:
+        for loop in [loop for loop in self._roads if loop.is_closed()]:
+            del self._roads[loop]
+            self._ends.pop(loop, None)
+            self._shared.leave(self._key(loop), self)
+
+    async def _called(self, flow: Flow[Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        if loop not in self._ends:
+            # A loop that ends closes its asynchronous generators: the one hook it has.
+            self._ends[loop] = end = self._until_end(loop)
+            await anext(end)
+        return await _driven(flow)
+
+    async def _until_end(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await self._closed(loop)
+
+    async def _closed(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._roads.pop(loop, None)
+        self._ends.pop(loop, None)
+        await _driven(self._leave(loop))
+
+    async def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
+        """Decide one call; `patience` in µs, `LOOK` to change nothing."""
+        reply: Reply = await self._called(self._run(plan, key, cost, patience))
+        return reply
+
+    async def run_many(self, calls: Sequence[Call]) -> list[Any]:
+        """Decide several calls in one round trip; an error stands in the place of its call."""
+        replies: list[Any] = await self._called(self._run_many(calls))
+        return replies
+
+    async def adjust(self, plan: Plan, key: str, delta: int, slot: float | None = None) -> bool:
+        """Charge (`delta > 0`) or give back; says whether anything was changed."""
+        return bool(await self._called(self._adjust(plan, key, delta, slot)))
+
+    async def undo(self, ticket: Ticket) -> bool:
+        """Put back the state before a promise, if nobody came after; says whether it did."""
+        return bool(await self._called(self._undo(ticket)))
+
+    async def withdraw(self, ticket: Ticket) -> None:
+        """Give back a promised slot, as if it had never been asked for where that is possible."""
+        await self._called(self._withdraw(ticket))
+
+    async def arrived(self, ticket: Ticket) -> None:
+        """A promised slot was used: return what those gave up who stood before it."""
+        await self._called(self._arrived(ticket))
+
+    async def reset(self, plan: Plan, key: str) -> None:
+        """Forget a key."""
+        await self._called(self._reset(plan, key))
+
+    async def close(self) -> None:
+        """Close the connections of this event loop, if no other store uses them there."""
+        loop = asyncio.get_running_loop()
+        end = self._ends.get(loop)
+        if end is None:
+            await self._closed(loop)
+        else:
+            await end.aclose()
+
+    aclose = close
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

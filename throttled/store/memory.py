@@ -1,0 +1,309 @@
+"""The store of one process: a bounded table in memory.
+
+Rules
+-----
+* One `MemoryStore` may be shared by threads, by event loops (asyncio, trio) and by sync and async
+  code at once: a decision never waits for anything but the lock, and that only to swap two
+  references.
+* A step is pure, so it is computed outside the lock and put in place only if the state is still
+  the one that it started from; otherwise it is computed again. Nothing is *called* under the lock
+  on this path: CPython hands over its own lock at calls, and a thread that is suspended while it
+  holds ours would stop all others.
+* Reading and marking as recently used go without the lock; both are single operations in C.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cachetools import Cache
+
+from throttled.algorithms.plan import Plan
+from throttled.exceptions import DataError, SetUpError
+from throttled.store.base import Call, Reply, Sleeper, Store, Ticket, Withdrawn, new_lock
+
+logger = logging.getLogger("throttled")
+
+DEFAULT_MAX_SIZE = 65_536
+#: How many of the least recently used keys are compared when one has to go.
+_FEW = 4
+#: A double between 2**52 and 2**53 is a whole number: adding this rounds seconds x 10**6 to µs.
+_ROUND = 2.0**52
+#: The state of a cell that is no longer in the table.
+_GONE: Any = object()
+
+
+class _Cell:
+    __slots__ = ("plan", "state")
+
+    def __init__(self, plan: Plan, state: Any) -> None:
+        self.plan = plan
+        self.state = state
+
+
+class _Table(Cache):  # type: ignore[type-arg]
+    """A `cachetools` cache with an eviction rule of its own.
+
+    Among the few least recently used keys, one whose state equals a fresh key's goes first, else
+    the one nearest to its reset; the others are spared and count as used. Plain LRU would let a
+    flood of fresh keys free a blocked one.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        super().__init__(maxsize)
+        self.cells: OrderedDict[str, _Cell] = OrderedDict()  # least recently used first
+        self.now = 0.0
+        self.evicted = 0
+
+    def __setitem__(self, name: str, cell: _Cell) -> None:
+        super().__setitem__(name, cell)
+        self.cells[name] = cell
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.cells.pop(name).state = _GONE
+
+    def popitem(self) -> tuple[str, _Cell]:
+        cells, now = self.cells, self.now
+        victim, cell = cells.popitem(last=False)
+        nearest = cell.plan.reset_after(cell.state, now)
+        for _ in range(min(_FEW - 1, len(cells))):
+            if nearest <= 0.0:
+                break
+            name, other = cells.popitem(last=False)
+            left = other.plan.reset_after(other.state, now)
+            if left < nearest:
+                cells[victim] = cell
+                victim, cell, nearest = name, other, left
+            else:
+                cells[name] = other
+        super().__delitem__(victim)
+        cell.state = _GONE
+        if nearest > 0.0:
+            self.evicted += 1
+            if self.evicted == 1:
+                logger.warning(
+                    "MemoryStore is full (MAX_SIZE=%d): keys that still count are being evicted "
+                    "and start afresh. Raise MAX_SIZE if so many keys are in use at once.",
+                    self.maxsize,
+                )
+        return victim, cell
+
+
+class MemoryStore(Store):
+    """Keeps the limits of one process in memory. Pass one to every `Throttled` that shares keys.
+
+    `options={"MAX_SIZE": n}` bounds the number of keys (default 65,536). When it is full, keys
+    that no longer count go first; evicting one that does is counted (`evicted`) and logged once.
+
+    `clock` is a callable that returns seconds, for tests: see `throttled.testing.FakeClock`. The
+    default is monotonic time anchored once to the wall clock, so it never steps back.
+
+    Raises `DataError` for a bad MAX_SIZE and `SetUpError` for an unknown option.
+    """
+
+    #: Decisions neither block nor await.
+    local = True
+
+    def __init__(
+        self,
+        server: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        if server is not None:
+            raise SetUpError(f"Invalid server: {server!r}, a MemoryStore has none; leave it out.")
+        options = dict(options or {})
+        size = options.pop("MAX_SIZE", DEFAULT_MAX_SIZE)
+        if options:
+            raise SetUpError(
+                f"Unknown MemoryStore option: {next(iter(options))!r}, the only one is 'MAX_SIZE'."
+            )
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise DataError(f"Invalid MAX_SIZE: {size!r}, must be an integer of at least 1.")
+        if clock is not None and not callable(clock):
+            raise SetUpError(
+                f"Invalid clock: {clock!r}, must be a callable that returns seconds, "
+                f"such as throttled.testing.FakeClock()."
+            )
+        self._lock = new_lock()
+        self._table = _Table(size)
+        self._cells = self._table.cells
+        self._withdrawn = Withdrawn()
+        #: The clock, when it can sleep as well.
+        self.sleeper: Sleeper | None = clock if hasattr(clock, "sleep_until") else None  # type: ignore[assignment]
+        self._tick = time.monotonic if clock is None else clock
+        anchor = 0.0
+        if clock is None:
+            anchor = (time.time_ns() - time.monotonic_ns()) // 1000
+        self._back = _ROUND - anchor
+
+    def __repr__(self) -> str:
+        return f"MemoryStore(keys={len(self._cells)}, MAX_SIZE={self._table.maxsize:.0f})"
+
+    def __len__(self) -> int:
+        """The number of keys held, those that no longer count included."""
+        return len(self._cells)
+
+    @property
+    def evicted(self) -> int:
+        """How many keys were evicted although they still counted."""
+        return self._table.evicted
+
+    def now(self) -> float:
+        """The instant by this store's clock, in whole µs since the Unix epoch."""
+        return self._tick() * 1e6 + _ROUND - self._back
+
+    def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
+        """Decide one call: see `throttled.algorithms.steps.Admit`."""
+        name = plan.prefix + key
+        now = self._tick() * 1e6 + _ROUND - self._back
+        cells = self._cells
+        while True:
+            cell = cells.get(name)
+            if cell is None:
+                reply = self._run_new(plan, name, now, cost, patience)
+                if reply is not None:
+                    return reply
+                continue
+            state = cell.state
+            if state is _GONE:
+                continue
+            reply = plan.admit(state, now, cost, patience)
+            try:
+                cells.move_to_end(name)
+            except KeyError:  # evicted a moment ago: the swap below notices
+                pass
+            new = reply[0]
+            if new is None:
+                return reply
+            if plan.appends:
+                if not self._swap_longer(cell, state, reply):
+                    continue
+            else:
+                with self._lock:
+                    if cell.state is not state:
+                        continue
+                    cell.state = new
+            wait = reply[1]
+            if wait and wait <= patience:
+                ticket = Ticket(plan, key, cost, wait, now + wait, state, new)
+                return ticket, wait, reply[2], reply[3]
+            return reply
+
+    def _swap_longer(self, cell: _Cell, state: Any, reply: Reply) -> bool:
+        new, added = reply[0], reply[4]
+        if added is None:
+            with self._lock:
+                if cell.state is not state:
+                    return False
+                cell.state = new
+            return True
+        slots, befores, index, slot, before = added
+        with self._lock:
+            if cell.state is not state:
+                return False
+            slots[index] = slot
+            befores[index] = before
+            cell.state = new
+        return True
+
+    def _run_new(
+        self, plan: Plan, name: str, now: float, cost: int, patience: float
+    ) -> Reply | None:
+        """Decide for a key that is not in the table; None when it is by now."""
+        with self._lock:
+            if name in self._cells:
+                return None
+            # What fits at all fits a fresh key at once, so there is never a ticket here.
+            reply = plan.admit(None, now, cost, patience)
+            if reply[0] is not None:
+                self._put(name, plan, reply, now)
+        return reply
+
+    def _put(self, name: str, plan: Plan, reply: tuple[Any, ...], now: float) -> None:
+        """Store the new state of a reply or an adjustment. Under the lock."""
+        added = reply[-1] if plan.appends else None
+        if added is not None:
+            slots, befores, index, slot, before = added
+            slots[index] = slot
+            befores[index] = before
+        cell = self._cells.get(name)
+        if cell is not None:
+            cell.state = reply[0]
+            return
+        self._table.now = now
+        self._table[name] = _Cell(plan, reply[0])
+
+    def run_many(self, calls: Sequence[Call]) -> list[Reply]:
+        """Decide several independent calls, in order."""
+        return [self.run(*call) for call in calls]
+
+    def adjust(self, plan: Plan, key: str, delta: int, slot: float | None = None) -> bool:
+        """Charge (`delta > 0`) or give back; says whether anything was changed."""
+        name = plan.prefix + key
+        now = self.now()
+        with self._lock:
+            cell = self._cells.get(name)
+            changed = plan.adjust(None if cell is None else cell.state, now, delta, slot)
+            if changed[0] is None:
+                return False
+            if plan.reset_after(changed[0], now) <= 0.0 and changed[1] is None:
+                if cell is not None:
+                    del self._table[name]
+            else:
+                self._put(name, plan, changed, now)
+        return True
+
+    def undo(self, ticket: Ticket) -> bool:
+        """Put back the state before a promise, if nobody came after; says whether it did."""
+        name = ticket.plan.prefix + ticket.key
+        now = self.now()
+        with self._lock:
+            cell = self._cells.get(name)
+            if cell is None or cell.state != ticket.written:
+                return False
+            before = ticket.before
+            if before is None or ticket.plan.reset_after(before, now) <= 0.0:
+                del self._table[name]
+            else:
+                cell.state = before
+        return True
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Give back a promised slot, as if it had never been asked for where that is possible."""
+        if not self.undo(ticket):
+            if not self.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot):
+                self._withdrawn.add(ticket)
+            return
+        last: Ticket | None = ticket
+        while self._withdrawn and last is not None:
+            last = self._withdrawn.behind(last)
+            if last is not None and not self.undo(last):
+                self._withdrawn.add(last)
+                last = None
+
+    def arrived(self, ticket: Ticket) -> None:
+        """A promised slot was used: return what those gave up who stood before it."""
+        if self._withdrawn:
+            for other in self._withdrawn.served(ticket):
+                self.adjust(other.plan, other.key, -other.cost, other.slot)
+
+    def reset(self, plan: Plan, key: str) -> None:
+        """Forget a key."""
+        with self._lock:
+            if plan.prefix + key in self._cells:
+                del self._table[plan.prefix + key]
+
+    def dump(self, plan: Plan, key: str) -> tuple[str, ...] | None:
+        """A key's state as the text that Redis would hold, for inspection; None when absent."""
+        cell = self._cells.get(plan.prefix + key)
+        return None if cell is None or cell.state is _GONE else plan.dump(cell.state)
+
+    def close(self) -> None:
+        """Nothing to release; what was counted stays."""
