@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
-
+from math import inf
+from typing import Any, Self, cast
 
 
 from throttled._text import plain
@@ -43,25 +43,31 @@ class RateLimitResult:
     A result is always true in a condition, admitted or not: ask `result.limited`.
     """
 
-    __slots__ = ("_capacity", "_reply", "_state", "limited")
+    __slots__ = ("_asked", "_now", "_plan", "_seen", "_state", "limited")
 
     #: Whether the call was refused.
     limited: bool
+    # The state is built when it is asked for, which for most results is never. It is what a look
+    # at the stored state `_seen` for the cost `_asked` says at `_now`, or with no `_now` the
+    # store's reply `_seen`. Set from outside: a call costs about as much as its result.
     _state: RateLimitState
-    _reply: tuple[Any, ...]
-    _capacity: int
+    _plan: Any
+    _seen: Any
+    _asked: int
+    _now: float | None
 
     def __init__(self, limited: bool, state: RateLimitState) -> None:
         self.limited = limited
         self._state = state
 
     @classmethod
-    def of(cls, limited: bool, reply: tuple[Any, ...], capacity: int) -> Self:
-        """The result of a store's reply; its state is built when it is asked for."""
+    def of(cls, limited: bool, reply: tuple[Any, ...], plan: Any) -> Self:
+        """The result of a store's reply."""
         result = _new(cls)
         result.limited = limited
-        result._reply = reply
-        result._capacity = capacity
+        result._plan = plan
+        result._seen = reply
+        result._now = None
         return result
 
     @property
@@ -75,8 +81,15 @@ class RateLimitResult:
         try:
             return self._state
         except AttributeError:
-            self._state = state = state_of(self._reply, self._capacity)
+            self._state = state = state_of(self.reply(), self._plan)
             return state
+
+    def reply(self) -> tuple[Any, ...]:
+        """The store's reply that this result stands for, durations in µs."""
+        if self._now is None:
+            return cast("tuple[Any, ...]", self._seen)
+        looked = self._plan.queue(self._seen, self._now, self._asked, -inf)
+        return None, *looked[1:4]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RateLimitResult):
@@ -93,10 +106,13 @@ class RateLimitResult:
         return f"RateLimitResult(limited={self.limited}, state={self.state!r})"
 
 
-def state_of(reply: tuple[Any, ...], capacity: int) -> RateLimitState:
+def state_of(reply: tuple[Any, ...], plan: Any) -> RateLimitState:
     """The public state of a store's reply: whole µs become float seconds here."""
-    _, wait, remaining, reset_after = reply[:4]
+    _, wait, remaining, reset_after = reply
     # Adding 0.0 turns -0.0 into 0.0.
     return RateLimitState(
-        capacity, int(remaining), max(reset_after, 0.0) / 1e6 + 0.0, max(wait, 0.0) / 1e6 + 0.0
+        plan.capacity,
+        int(remaining),
+        max(reset_after, 0.0) / 1e6 + 0.0,
+        max(wait, 0.0) / 1e6 + 0.0,
     )

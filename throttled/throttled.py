@@ -22,7 +22,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 StoreT = TypeVar("StoreT")
 
-_new = object.__new__
 #: Longer than any wait: what `timeout=inf` means in µs.
 _EVER = 2.0**62
 
@@ -107,7 +106,8 @@ class BaseThrottled(Generic[StoreT]):
         self.quota = quota
         self._plan: Plan = make_plan("token_bucket" if using is None else using, quota, key_prefix)
         self.store: StoreT = self._check_store(store)
-        self._run: Callable[..., Any] = self.store.run  # type: ignore[attr-defined]
+        #: A local store decides without working out a state that nobody may look at.
+        self._run: Callable[..., Any] = getattr(self.store, "decide", None) or self.store.run  # type: ignore[attr-defined]
 
     def _check_store(self, store: StoreT | None) -> StoreT:
         raise NotImplementedError
@@ -134,16 +134,12 @@ class BaseThrottled(Generic[StoreT]):
             )
         return self.key
 
-    def _result(self, reply: Reply, patience: float) -> RateLimitResult:
-        return RateLimitResult.of(reply[1] > patience and patience >= NOW, reply, self._plan.capacity)
-
-    def _served(self, reply: Reply) -> RateLimitResult:
-        """The result of a call that has waited for its slot: the state as of the slot."""
-        after = (None, 0.0, reply[2], reply[3] - reply[1])
-        return RateLimitResult.of(False, after, self._plan.capacity)
-
-    def _state(self, reply: Reply) -> RateLimitState:
-        return state_of(reply, self._plan.capacity)
+    def _result(self, reply: Reply, cost: int, patience: float) -> RateLimitResult:
+        wait = reply[1]
+        if 0.0 < wait <= patience:
+            # It has waited for its slot: the state as of the slot.
+            reply = (None, 0.0, reply[2], reply[3] - wait)
+        return RateLimitResult.of(wait > patience and cost > 0, reply, self._plan)
 
 
 class Throttled(BaseThrottled[Store]):
@@ -186,30 +182,26 @@ class Throttled(BaseThrottled[Store]):
         """
         if (
             timeout is None
-            and cost.__class__ is int
-            and 0 < cost <= MAX_LIMIT
-            and key.__class__ is str
+            and type(cost) is int
+            and type(key) is str
             and key
+            and 0 < cost <= MAX_LIMIT
         ):
             patience = self._patience
         else:
             key, cost, patience = self._call(key, cost, timeout)
-        reply = self._run(self._plan, key, cost, patience)
-        wait = reply[1]
-        if 0.0 < wait <= patience:
+        run, plan = self._run, self._plan
+        reply = run(plan, key, cost, patience)
+        if type(reply) is RateLimitResult:
+            return reply
+        if 0.0 < reply[1] <= patience:
             self._wait(reply[0])
-            return self._served(reply)
-        # RateLimitResult.of, written out: a call costs as much as a result.
-        result = _new(RateLimitResult)
-        result.limited = wait > patience and cost > 0
-        result._reply = reply
-        result._capacity = self._plan.capacity
-        return result
+        return self._result(reply, cost, patience)
 
     def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
-        return self._state(self._run(self._plan, key, cost, LOOK))
+        return state_of(self._run(self._plan, key, cost, LOOK), self._plan)
 
     def _wait(self, ticket: Ticket) -> None:
         try:

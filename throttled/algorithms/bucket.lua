@@ -61,10 +61,8 @@ function rule.adjust(state, now, delta, slot, limit, period, burst)
   return {at, credit}
 end
 
-function rule.reset_after(state, now, limit, period, burst)
-  local full = burst * period
-  local at, credit = advance(state, now, limit, period, full)
-  return at - now - floor((credit - full) / limit)
+function rule.reset_at(state, limit, period, burst)
+  return state[1] - floor((state[2] - burst * period) / limit)
 end
 
 return rule

@@ -67,10 +67,9 @@ function rule.adjust(state, now, delta, slot, limit, period)
   return {start, count, last, booked}
 end
 
-function rule.reset_after(state, now, limit, period)
-  local start, count, last = advance(state, now, limit, period)
-  if last ~= 0 then return last + period - now end
-  return count > 0 and start + period - now or 0
+function rule.reset_at(state, limit, period)
+  if state[3] ~= 0 then return state[3] + period end
+  return state[2] > 0 and state[1] + period or state[1]
 end
 
 return rule

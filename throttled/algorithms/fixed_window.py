@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from math import inf
 
-from throttled.algorithms.steps import Steps
+from throttled.algorithms.steps import Steps, admit_by
 
 State = tuple[float, float, float, float]
 
@@ -43,17 +43,21 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             return (start - back, count, last - back if last else 0.0, booked), True
         return (start, count, last, booked), False
 
-    def admit(
+    def take(state: State | None, now: float, cost: int) -> State | None:
+        if state is None:
+            return (now - now % span, 0.0 + cost, 0.0, 0.0) if cost <= most else None
+        if not state[0] <= now < state[0] + span:
+            state, _ = advance(state, now)
+        start, count, last, _ = state
+        count += cost
+        return (start, count, 0.0, 0.0) if count <= most and not last else None
+
+    def queue(
         state: State | None, now: float, cost: int, patience: float
     ) -> tuple[State | None, float, float, float]:
-        stepped = False
-        if state is None or not state[0] <= now < state[0] + span:
-            state, stepped = advance(state, now)
+        state, stepped = advance(state, now)
         start, count, last, booked = state
         used = count + cost
-        if used <= most and cost and not last and patience >= 0.0:
-            return (start, used, 0.0, 0.0), 0.0, most - used, start + span - now
-
         written: State | None = state if stepped else None
         if not cost or (used <= most and not last):
             wait = 0.0
@@ -98,13 +102,13 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             return None, None
         return (start, count, last, booked), None
 
-    def reset_after(state: State, now: float) -> float:
-        (start, count, last, _), _ = advance(state, now)
+    def reset_at(state: State) -> float:
+        start, count, last, _ = state
         if last:
-            return last + span - now
-        return start + span - now if count else 0.0
+            return last + span
+        return start + span if count else start
 
-    return Steps(admit, adjust, reset_after)
+    return Steps(admit_by(take, queue), queue, take, adjust, reset_at)
 
 
 def dump(state: State) -> tuple[str, ...]:

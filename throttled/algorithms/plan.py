@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from throttled.algorithms import bucket, fixed_window, sliding_window, sliding_window_log
-from throttled.algorithms.steps import Admit, Adjust, ResetAfter
+from throttled.algorithms.steps import Adjust, Admit, ResetAt, Steps, Take
 from throttled.exceptions import DataError
 from throttled.quota import Quota
 
@@ -71,13 +71,17 @@ class Plan:
         "limit",
         "period",
         "prefix",
+        "queue",
         "quota",
-        "reset_after",
+        "reset_at",
+        "take",
     )
 
     admit: Admit[Any]
+    queue: Admit[Any]
+    take: Take[Any]
     adjust: Adjust[Any]
-    reset_after: ResetAfter[Any]
+    reset_at: ResetAt[Any]
 
     def __init__(self, algorithm: str, quota: Quota, prefix: str, name: str | None) -> None:
         module = ALGORITHMS[algorithm]
@@ -97,9 +101,14 @@ class Plan:
         self.burst = burst
         self.capacity = burst
         self.prefix = f"{prefix}:v1:{algorithm}:{period}:{name + ':' if name else ''}"
-        self.admit, self.adjust, self.reset_after = module.bind(limit, period, burst)
+        steps: Steps[Any] = module.bind(limit, period, burst)
+        self.admit, self.queue, self.take, self.adjust, self.reset_at = steps
         self.dump = module.dump
         self.appends = module is sliding_window_log
+
+    def reset_after(self, state: Any, now: float) -> float:
+        """µs until a state equals that of a key never seen; 0 or less when it does."""
+        return self.reset_at(state) - now
 
     def __repr__(self) -> str:
         return f"Plan({self.algorithm!r}, {str(self.quota)!r}, prefix={self.prefix!r})"

@@ -25,9 +25,10 @@ local function advance(state, now, period)
   return at, previous, current, last, start, stepped
 end
 
-local function reset_instant(previous, current, last, start, period)
-  if current > 0 then return start + period + period end
-  return previous > 0 and start + period or last
+function rule.reset_at(state, limit, period)
+  local last = state[4]
+  if state[3] > 0 then return last - last % period + period + period end
+  return state[2] > 0 and last - last % period + period or last
 end
 
 function rule.admit(state, now, cost, patience, limit, period)
@@ -76,7 +77,7 @@ function rule.admit(state, now, cost, patience, limit, period)
     free = limit - current + floor(-need / period)
     if free < 0 then free = 0 end
   end
-  return written, wait, free, reset_instant(previous, current, last, start, period) - now
+  return written, wait, free, rule.reset_at({at, previous, current, last}, limit, period) - now
 end
 
 function rule.adjust(state, now, delta, slot, limit, period)
@@ -93,11 +94,6 @@ function rule.adjust(state, now, delta, slot, limit, period)
     return nil
   end
   return {at, previous, current, last}
-end
-
-function rule.reset_after(state, now, limit, period)
-  local _, previous, current, last, start = advance(state, now, period)
-  return reset_instant(previous, current, last, start, period) - now
 end
 
 return rule

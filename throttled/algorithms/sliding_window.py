@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from math import inf
 
-from throttled.algorithms.steps import EXACT, Steps
+from throttled.algorithms.steps import EXACT, Steps, admit_by
 
 State = tuple[float, float, float, float]
 
@@ -55,12 +55,26 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                 start = at - at % span
         return at, previous, current, last, start, stepped
 
-    def reset_instant(previous: float, current: float, last: float, start: float) -> float:
-        if current:
-            return start + span + span
-        return start + span if previous else last
+    def take(state: State | None, now: float, cost: int) -> State | None:
+        if state is None:
+            return (now, 0.0, 0.0 + cost, now) if cost <= most else None
+        at, previous, current, last = state
+        start = last - last % span
+        if at <= now and last <= now < start + span:
+            last = now  # the common case: nobody waits, still the same window
+        else:
+            now, previous, current, last, start, _ = advance(state, now)
+            if last > now:
+                return None  # others stand in line
+        room = most - current - cost
+        need = previous * (start + span - last)
+        have = room * span
+        # Beyond 2**53 two unequal products may round to the same double: err towards refusal.
+        if room >= 0.0 and (need < have or need == have < EXACT):
+            return now, previous, current + cost, last
+        return None
 
-    def admit(
+    def queue(
         state: State | None, now: float, cost: int, patience: float
     ) -> tuple[State | None, float, float, float]:
         at, previous, current, last, start, stepped = advance(state, now)
@@ -69,12 +83,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         room = most - current - cost
         need = previous * (end - last)
         have = room * span
-        # Beyond 2**53 two unequal products may round to the same double: err towards refusal.
         fits = room >= 0.0 and (need < have or need == have < EXACT)
-        if fits and cost and not queued and patience >= 0.0:
-            free = room + -need / span // 1.0
-            return (at, previous, current + cost, last), 0.0, free, end + span - now
-
         written: State | None = (at, previous, current, last) if stepped else None
         if not cost or (fits and not queued):
             wait = 0.0
@@ -105,8 +114,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             free = most - current + -need / span // 1.0
             if free < 0.0:
                 free = 0.0
-        after = reset_instant(previous, current, last, start) - now
-        return written, wait, free, after
+        return written, wait, free, reset_at((at, previous, current, last)) - now
 
     def adjust(
         state: State | None, now: float, delta: int, slot: float | None
@@ -128,11 +136,13 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             return None, None  # slid out of sight
         return (at, previous, current, last), None
 
-    def reset_after(state: State, now: float) -> float:
-        _, previous, current, last, start, _ = advance(state, now)
-        return reset_instant(previous, current, last, start) - now
+    def reset_at(state: State) -> float:
+        _, previous, current, last = state
+        if current:
+            return last - last % span + span + span
+        return last - last % span + span if previous else last
 
-    return Steps(admit, adjust, reset_after)
+    return Steps(admit_by(take, queue), queue, take, adjust, reset_at)
 
 
 def dump(state: State) -> tuple[str, ...]:

@@ -243,9 +243,8 @@ function rule.undo(key, written, before, now, limit, period)
   return 1
 end
 
-function rule.reset_after(state, now, limit, period)
-  if #state.items == 0 then return 0 end
-  return state.last + period - now
+function rule.reset_at(state, limit, period)
+  return #state.items > 0 and state.last + period or 0
 end
 
 return rule

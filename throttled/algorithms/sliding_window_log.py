@@ -82,14 +82,36 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             (slots, befores, tail, slot, total),
         )
 
-    def admit(
+    def take(state: State | None, now: float, cost: int) -> tuple[State, Append] | None:
+        if state is None or state[3] == state[4]:
+            state = (now, _ROOM, _ROOM, 0, 0, 0.0)
+        else:
+            at, slots, befores, head, tail, total = state
+            if at <= now < slots[head] + span and tail < len(slots) and total <= RENUMBER:
+                # The common case: nothing has expired, and there is room for one more.
+                if total - befores[head] + cost > most or slots[tail - 1] > now:
+                    return None
+                return (
+                    (now, slots, befores, head, tail + 1, total + cost),
+                    (slots, befores, tail, now, total),
+                )
+            state, _ = advance(state, now)
+        at, slots, befores, head, tail, total = state
+        if head < tail:
+            if total - befores[head] + cost > most or slots[tail - 1] > at:
+                return None
+        elif cost > most:
+            return None
+        return append(state, at, cost)
+
+    def queue(
         state: State | None, now: float, cost: int, patience: float
     ) -> tuple[State | None, float, float, float, Append | None]:
         stepped = False
         if state is None:
             state = (now, _ROOM, _ROOM, 0, 0, 0.0)
         oldest = state[3]
-        if state[3] < state[4]:
+        if oldest < state[4]:
             state, stepped = advance(state, now)
         at, slots, befores, head, tail, total = state
         if head == tail:
@@ -98,13 +120,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             used = total - befores[head]
             last = slots[tail - 1]
         written = state if stepped else None
-        added: Append | None = None
-        if used + cost <= most and last <= at:
-            wait = 0.0
-            if cost and patience >= 0.0:
-                written, added = append(state, at, cost)
-                return written, wait, most - used - cost, at + span - now, added
-        elif not cost:
+        if not cost or (used + cost <= most and last <= at):
             wait = 0.0
         elif cost > most:
             wait = inf
@@ -126,7 +142,20 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             room = most - used
             if room < 0.0:
                 room = 0.0
-        return written, wait, room, last + span - now if head < tail else 0.0, added
+        return written, wait, room, last + span - now if head < tail else 0.0, None
+
+    def admit(
+        state: State | None, now: float, cost: int, patience: float
+    ) -> tuple[State | None, float, float, float, Append | None]:
+        if cost and patience >= 0.0:
+            taken = take(state, now, cost)
+            if taken is not None:
+                new, added = taken
+                _, _, befores, head, tail, total = new
+                # Its own entry is not written yet.
+                used = total - (befores[head] if head < tail - 1 else added[4])
+                return new, 0.0, most - used, added[3] + span - now, added
+        return queue(state, now, cost, patience)
 
     def adjust(
         state: State | None, now: float, delta: int, slot: float | None
@@ -171,13 +200,11 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             running += cost
         return (at, slots, befores, 0, len(slots), running), None
 
-    def reset_after(state: State, now: float) -> float:
-        if state[3] == state[4]:
-            return 0.0
-        (_, slots, _, head, tail, _), _ = advance(state, now)
-        return slots[tail - 1] + span - now if head < tail else 0.0
+    def reset_at(state: State) -> float:
+        at, slots, _, head, tail, _ = state
+        return slots[tail - 1] + span if head < tail else 0.0
 
-    return Steps(admit, adjust, reset_after)
+    return Steps(admit, queue, take, adjust, reset_at)
 
 
 def dump(state: State) -> tuple[str, ...]:

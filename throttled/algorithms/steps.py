@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 S = TypeVar("S")
@@ -9,6 +10,17 @@ S_contra = TypeVar("S_contra", contravariant=True)
 
 #: Doubles hold whole numbers exactly below this; Lua has no other numbers, so neither have we.
 EXACT = 2.0**53
+
+
+class Take(Protocol[S_contra]):
+    """`(state, now, cost) -> new state`, or None when the cost (1 or more) does not fit now.
+
+    The common case of `Admit`, alone: no division, nothing that a caller may not look at.
+    An algorithm whose state is too long to copy appends: it returns `(new state, append)` with
+    `append = (array, array, index, value, value)`, which the store writes with the new state.
+    """
+
+    def __call__(self, state: S_contra | None, now: float, cost: int, /) -> Any: ...
 
 
 class Admit(Protocol[S_contra]):
@@ -20,8 +32,7 @@ class Admit(Protocol[S_contra]):
     `wait > patience` only says that the clock has stepped back by more than a period; the store
     writes it, or the key would be measured against an instant that lies far ahead.)
 
-    An algorithm whose state is too long to copy appends: its reply has a fifth item
-    `(array, array, index, value, value)` that the store writes together with the new state.
+    An algorithm that appends adds a fifth item to its reply: what to append, or None.
     """
 
     def __call__(
@@ -41,15 +52,32 @@ class Adjust(Protocol[S]):
     ) -> tuple[S | None, Any]: ...
 
 
-class ResetAfter(Protocol[S_contra]):
-    """`(state, now) -> µs` until the state equals that of a key never seen."""
+class ResetAt(Protocol[S_contra]):
+    """`state -> µs since the epoch` from which on it equals that of a key never seen."""
 
-    def __call__(self, state: S_contra, now: float, /) -> float: ...
+    def __call__(self, state: S_contra, /) -> float: ...
 
 
 class Steps(NamedTuple, Generic[S]):
     """The pure steps of one algorithm, bound to limit, period and burst."""
 
     admit: Admit[S]
+    #: The part of `admit` that is left when `take` has answered None, or is not wanted.
+    queue: Admit[S]
+    take: Take[S]
     adjust: Adjust[S]
-    reset_after: ResetAfter[S]
+    reset_at: ResetAt[S]
+
+
+def admit_by(take: Take[S], queue: Admit[S]) -> Admit[S]:
+    """`admit` out of its two parts."""
+
+    def admit(state: S | None, now: float, cost: int, patience: float) -> tuple[Any, ...]:
+        if cost and patience >= 0.0:
+            new = take(state, now, cost)
+            if new is not None:
+                seen = queue(new, now, 0, -inf)
+                return new, 0.0, seen[2], seen[3]
+        return queue(state, now, cost, patience)
+
+    return admit

@@ -16,7 +16,7 @@ from throttled._text import shown
 from throttled.algorithms.plan import LOOK
 from throttled.exceptions import BaseThrottledError, LimitedError, SetUpError
 from throttled.quota import MAX_LIMIT
-from throttled.result import RateLimitResult, RateLimitState
+from throttled.result import RateLimitResult, RateLimitState, state_of
 from throttled.store.base import AsyncStore, Store, Ticket
 from throttled.throttled import BaseThrottled, default_store, is_async, name_of
 
@@ -25,7 +25,6 @@ R = TypeVar("R")
 
 logger = logging.getLogger("throttled")
 
-_new = object.__new__
 #: Seconds that giving a cancelled promise back may take.
 _GIVE_BACK = 5.0
 
@@ -69,32 +68,29 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         """
         if (
             timeout is None
-            and cost.__class__ is int
-            and 0 < cost <= MAX_LIMIT
-            and key.__class__ is str
+            and type(cost) is int
+            and type(key) is str
             and key
+            and 0 < cost <= MAX_LIMIT
         ):
             patience = self._patience
         else:
             key, cost, patience = self._call(key, cost, timeout)
-        reply = self._run(self._plan, key, cost, patience)
+        run, plan = self._run, self._plan
+        reply = run(plan, key, cost, patience)
+        if type(reply) is RateLimitResult:
+            return reply
         if not self._local:
             reply = await reply
-        wait = reply[1]
-        if 0.0 < wait <= patience:
+        if 0.0 < reply[1] <= patience:
             await self._wait(reply[0])
-            return self._served(reply)
-        result = _new(RateLimitResult)
-        result.limited = wait > patience and cost > 0
-        result._reply = reply
-        result._capacity = self._plan.capacity
-        return result
+        return self._result(reply, cost, patience)
 
     async def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
         reply = self._run(self._plan, key, cost, LOOK)
-        return self._state(reply if self._local else await reply)
+        return state_of(reply if self._local else await reply, self._plan)
 
     async def _wait(self, ticket: Ticket) -> None:
         store: Any = self.store

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from throttled.algorithms.plan import Plan
 from throttled.store.base import AsyncStore, Call, Reply, Ticket
 from throttled.store.connection import Shared
 from throttled.store.exchange import GRACE, Flow, Line, Road
 from throttled.store.redis import RedisCalls
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from types import TracebackType
+
+    from throttled.algorithms.plan import Plan
 
 __all__ = ["RedisStore"]
 
@@ -24,9 +27,13 @@ class AsyncLine(Line):
 
     __slots__ = ()
 
+    doubtful = True  # It knows what the loop has read so far.
+
     def socket(self) -> Any:
         writer = getattr(self.conn, "_writer", None)
-        if writer is None or writer.is_closing() or writer.get_extra_info("ssl_object"):
+        if not isinstance(writer, asyncio.StreamWriter) or writer.is_closing():
+            return None
+        if writer.get_extra_info("ssl_object"):
             return None
         return writer.get_extra_info("socket")
 
@@ -35,7 +42,9 @@ class AsyncLine(Line):
         return self._fit() if self.quiet() else False
 
     async def _fit(self) -> bool:
-        return not await self.conn.can_read()
+        # Older redis-py has it under another name.
+        look = getattr(self.conn, "can_read", None) or self.conn.can_read_destructive
+        return not await look()
 
     def send(self, request: bytes) -> Any:
         writer = getattr(self.conn, "_writer", None)
@@ -149,6 +158,10 @@ class RedisStore(RedisCalls, AsyncStore):
             await self._closed(loop)
 
     async def _closed(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A loop that ends waits for the tasks that it cancels, and not for what they leave behind.
+        late = [task for task in _leftovers if task.get_loop() is loop]
+        if late:
+            await asyncio.wait(late, timeout=2 * GRACE)
         self._roads.pop(loop, None)
         self._ends.pop(loop, None)
         await _driven(self._leave(loop))

@@ -90,20 +90,21 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(options, Mapping):
         raise SetUpError(f"Invalid options: {options!r}, must be a dictionary.")
-    for name, value in options.items():
+    known: dict[str, Any] = dict(options)
+    for name in known:
         if name not in OPTIONS:
             raise SetUpError(f"Unknown option: {name!r}, must be one of {', '.join(OPTIONS)}.")
         types, meant = OPTIONS[name]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        value: Any = known[name]
+        fits = isinstance(value, types) and type(value) is not bool
+        if not fits:
             # The value itself stays out of the message: it may be or hold a password.
-            raise SetUpError(
-                f"Invalid option {name}: got {type(value).__name__}, must be {meant}."
-            )
+            raise SetUpError(f"Invalid option {name}: got {type(value).__name__}, must be {meant}.")
         if name in ("SENTINELS", "CLUSTER_NODES"):
             _check_addresses(name, value)
         if types is _SECONDS and value is not None and not 0 < value < float("inf"):
             raise SetUpError(f"Invalid option {name}: {value!r}, must be seconds above 0 or None.")
-    return dict(options)
+    return known
 
 
 def _check_addresses(name: str, pairs: Sequence[Any]) -> None:
@@ -168,10 +169,9 @@ class ConnectionFactory:
 
     def parse_url(self, url: str) -> dict[str, Any]:
         """The connection arguments that the URL holds."""
-        from redis.connection import parse_url  # noqa: PLC0415
-
+        parse: Any = import_module("redis.connection").parse_url
         try:
-            params: dict[str, Any] = parse_url(url)
+            params: dict[str, Any] = parse(url)
         except ValueError as error:
             raise SetUpError(f"Invalid Redis URL: {masked(url)!r}: {error}") from error
         if self.asynchronous and "connection_class" in params:
@@ -230,7 +230,9 @@ class ConnectionFactory:
             ) from error
 
 
-def parse_hosts(url: str, default_port: int) -> tuple[list[tuple[str, int]], list[str], dict[str, Any]]:
+def parse_hosts(
+    url: str, default_port: int
+) -> tuple[list[tuple[str, int]], list[str], dict[str, Any]]:
     """`scheme://[user:password@]host[:port][,host[:port]…]/path?query`, in pieces.
 
     Returns the addresses, the parts of the path, and the credentials and query as arguments.
@@ -254,10 +256,10 @@ def parse_hosts(url: str, default_port: int) -> tuple[list[tuple[str, int]], lis
             )
         addresses.append((unquote(match[1].strip("[]")), port))
     if parts.query:
-        from redis.connection import URL_QUERY_ARGUMENT_PARSERS  # noqa: PLC0415
+        from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
         for name, value in parse_qsl(parts.query):
-            parser = URL_QUERY_ARGUMENT_PARSERS.get(name, str)
+            parser: Any = URL_QUERY_ARGUMENT_PARSERS.get(name, str)
             try:
                 params[name] = parser(value)
             except (TypeError, ValueError):
@@ -330,7 +332,7 @@ class SentinelConnectionFactory(ConnectionFactory):
 
     def make_sentinel(self, addresses: list[tuple[str, int]]) -> Any:
         """redis-py's `Sentinel`, which asks the Sentinels for the master's address."""
-        from redis.backoff import NoBackoff  # noqa: PLC0415
+        from redis.backoff import NoBackoff
 
         retry = import_module("redis.asyncio.retry" if self.asynchronous else "redis.retry").Retry
         kwargs = {
@@ -374,8 +376,9 @@ class ClusterConnectionFactory(ConnectionFactory):
         addresses = list(dict.fromkeys([*addresses, *extra]))
         if not addresses or "path" in params or str(params.pop("db", 0)) != "0":
             raise SetUpError(
-                f"Invalid Cluster URL: {masked(url)!r}, must be redis+cluster://host:6379,host:6379 "
-                f"(a cluster has no databases but 0 and no unix sockets)."
+                f"Invalid Cluster URL: {masked(url)!r}, must be "
+                f"redis+cluster://host:6379,host:6379 (a cluster has no databases but 0 and no "
+                f"unix sockets)."
             )
         return addresses, params
 

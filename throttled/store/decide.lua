@@ -34,7 +34,7 @@ local function decide(key, op, name, limit, period, burst, a, b)
   if op == 'adjust' then
     local new = rule.adjust(state, now, tonumber(a), tonumber(b), limit, period, burst, key)
     if not new then return 0 end
-    local ttl = milliseconds(rule.reset_after(new, now, limit, period, burst))
+    local ttl = milliseconds(rule.reset_at(new, limit, period, burst) - now)
     if ttl > 0 then rule.save(new, ttl, key) else redis.call('DEL', key) end
     return 1
   end

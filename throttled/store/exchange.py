@@ -21,11 +21,13 @@ import select
 from collections.abc import Generator
 from functools import lru_cache
 from math import inf
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from throttled.algorithms.plan import Plan
 from throttled.exceptions import BaseThrottledError, SetUpError, StateError, StoreUnavailableError
 from throttled.store.script import SCRIPT, SCRIPT_SHA
+
+if TYPE_CHECKING:
+    from throttled.algorithms.plan import Plan
 
 T = TypeVar("T")
 Flow = Generator[Any, Any, T]
@@ -94,24 +96,44 @@ def _asked(cost: int, patience: float) -> bytes:
     return bulk(whole(cost)) + bulk(whole(patience))
 
 
+def escaped(key: str) -> str:
+    """The key without the braces that mark the hash tag around it."""
+    return key.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+
+
 class Wording:
     """A plan in bytes: all that does not change from call to call."""
 
-    __slots__ = ("adjust", "admit", "prefix", "undo")
+    __slots__ = ("adjust", "admit", "admit_now", "prefix", "undo")
 
     def __init__(self, plan: Plan) -> None:
         numbers = b"".join(bulk(b"%d" % n) for n in (plan.limit, plan.period, plan.burst))
         rest = bulk(plan.kind.encode()) + numbers
         self.prefix = plan.prefix.encode("utf-8", "surrogatepass") + b"{"
         self.admit = bulk(b"admit") + rest
+        self.admit_now = SERVER_TIME + self.admit
         self.adjust = bulk(b"adjust") + rest
         self.undo = bulk(b"undo") + rest
 
     def key(self, key: str) -> bytes:
         """The key in Redis. The caller's part is the hash tag, so that its rules share a slot."""
         if "%" in key or "{" in key or "}" in key:
-            key = key.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+            key = escaped(key)
         return self.prefix + key.encode("utf-8", "surrogatepass") + b"}"
+
+    def asking(self, key: str, cost: int, patience: float) -> bytes:
+        """The whole request to admit one call by the server's time, in as few steps as can be."""
+        if "%" in key or "{" in key or "}" in key:
+            key = escaped(key)
+        text = key.encode("utf-8", "surrogatepass")
+        return b"%b$%d\r\n%b%b}\r\n%b%b" % (
+            _SINGLE,
+            len(self.prefix) + len(text) + 1,
+            self.prefix,
+            text,
+            self.admit_now,
+            _asked(cost, patience),
+        )
 
     def to_admit(self, cost: int, patience: float) -> bytes:
         return self.admit + _asked(cost, patience)
@@ -154,7 +176,7 @@ class Failure:
     __slots__ = ("code", "counted", "error")
 
     def __init__(self, error: BaseException, sent: bool) -> None:
-        from redis import exceptions  # noqa: PLC0415 - only when something fails
+        from redis import exceptions
 
         self.error = error
         text = str(error)
@@ -175,9 +197,10 @@ class Failure:
             self.code = "ASK"
         elif isinstance(error, exceptions.ClusterDownError | exceptions.TryAgainError):
             self.code = "MOVING"
-        elif isinstance(error, exceptions.BusyLoadingError | exceptions.AuthenticationError):
-            self.code = "REFUSED"
-        elif isinstance(error, exceptions.ResponseError):
+        elif isinstance(
+            error,
+            exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError,
+        ):
             self.code = "REFUSED"
         elif not sent:
             self.code = "UNSENT"
@@ -212,29 +235,32 @@ class Failure:
 class Line:
     """A connection of a pool, checked out by one call at a time."""
 
-    __slots__ = ("_poll", "_sock", "conn", "unread")
+    __slots__ = ("conn", "poll", "sock", "unread")
+
+    #: The pool's own look at an idle connection may miss that the server has closed it.
+    doubtful: ClassVar[bool] = False
 
     def __init__(self, conn: Any) -> None:
         self.conn = conn
         #: A reply may be under way on it: it must not be used again.
         self.unread = False
-        self._sock: Any = None
-        self._poll: Any = None
+        self.sock: Any = None
+        self.poll: Any = None
 
     def watch(self) -> bool:
         """Get ready for `quiet`; False if that cannot be told of this kind of connection."""
-        if self._poll is None:
+        if self.poll is None:
             sock = self.socket()
             if sock is None or not hasattr(select, "poll"):
                 return False
             poll = select.poll()
             poll.register(sock.fileno(), select.POLLIN)
-            self._sock, self._poll = sock, poll.poll
+            self.sock, self.poll = sock, poll.poll
         return True
 
     def quiet(self) -> bool:
         """Nothing waits to be read, not even the end: fit for a new request."""
-        return self.socket() is self._sock and not self._poll(0)
+        return self.socket() is self.sock and not self.poll(0)
 
     def fit(self) -> Any:
         """The same, with all that the flavour adds. A step of a flow."""
@@ -271,19 +297,37 @@ class Lane:
     def __init__(self, pool: Any, line: type[Line]) -> None:
         self.pool = pool
         self.line = line
+        #: Lines at hand: none but in a `HeldLane`.
+        self.idle: list[Line] = []
 
     def take(self) -> Flow[Line]:
+        """A line that is fit for a request."""
         conn = yield self.pool.get_connection()
+        line = self.line(conn)
+        if line.doubtful and line.watch() and not line.quiet():
+            line = yield from self._again(line)
+        return line
+
+    def _again(self, line: Line) -> Flow[Line]:
+        """The same connection, made anew."""
+        conn = line.conn
+        try:
+            yield line.disconnect()
+            yield conn.connect()
+        except BaseException:
+            line.unread = True
+            yield from self.give(line)
+            raise
         return self.line(conn)
 
     def give(self, line: Line) -> Flow[None]:
+        """Take a line back."""
         if line.unread:
             yield line.disconnect()
         yield self.pool.release(line.conn)
 
     def close(self) -> Flow[None]:
-        return
-        yield
+        yield from ()
 
 
 class HeldLane(Lane):
@@ -292,10 +336,6 @@ class HeldLane(Lane):
     They stay checked out of the pool, so this is only for pools that nobody else uses. All use of
     the list is one operation at a time: several threads need no lock.
     """
-
-    def __init__(self, pool: Any, line: type[Line]) -> None:
-        super().__init__(pool, line)
-        self.idle: list[Line] = []
 
     def take(self) -> Flow[Line]:
         while self.idle:
@@ -328,46 +368,47 @@ class NodeLane(Lane):
 
     def take(self) -> Flow[Line]:
         conn = self.pool.acquire_connection()
-        try:
-            yield conn.connect()
-            if (yield conn.can_read()):
-                yield conn.disconnect()
-                yield conn.connect()
-        except BaseException:
-            self.pool.release(conn)
-            raise
-        return self.line(conn)
+        line = self.line(conn)
+        if not (conn.is_connected and line.watch() and (yield line.fit())):
+            line = yield from self._again(line)
+        return line
 
     def give(self, line: Line) -> Flow[None]:
         if line.unread:
             yield line.disconnect()
-        self.pool.release(line.conn)
+        # Older redis-py has no method for it.
+        release = getattr(self.pool, "release", None) or self.pool._free.append
+        release(line.conn)
 
 
 class Road:
     """To the one server there is."""
 
+    #: The idle lines, where they are held.
+    idle: list[Line]
+
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
+        self.idle = lane.idle
 
     def lane(self, key: bytes) -> Flow[Lane]:
         """The lane for a key."""
+        yield from ()
         return self._lane
-        yield
 
     def redirected(self, error: Any) -> Flow[Lane | None]:
         """The lane that a MOVED or ASK points to, if this road knows any other."""
+        yield from ()
         return None
-        yield
 
     def failed(self) -> bool:
-        """A server was out of reach. True if the next question may go to another one."""
+        """A server was out of reach, or no master. True if the next try may go to another one."""
         return False
 
     def split(self, keys: list[bytes]) -> Flow[list[list[int]]]:
         """The positions of the keys, in groups that one request may hold."""
+        yield from ()
         return [list(range(len(keys)))]
-        yield
 
     def close(self) -> Flow[None]:
         yield from self._lane.close()
@@ -379,6 +420,7 @@ class ClusterRoad(Road):
     def __init__(self, client: Any, line: type[Line], asynchronous: bool) -> None:
         self._client = client
         self._line = line
+        self.idle = []
         self._asynchronous = asynchronous
         self._outdated = False
 
@@ -425,25 +467,44 @@ class ClusterRoad(Road):
         return list(slots.values())
 
     def close(self) -> Flow[None]:
-        return
-        yield
+        yield from ()
 
 
 # --- the exchange --------------------------------------------------------------------------------
 
 
-def exchange(road: Road, where: str, request: bytes, key: bytes) -> Flow[Any]:
-    """Send a request, and return the reply to it.
+class Attempt:
+    """A request that was sent on its own, and what came of it: a reply, or an exception."""
+
+    __slots__ = ("line", "outcome", "sent")
+
+    def __init__(self, line: Line, outcome: Any, sent: bool) -> None:
+        self.line = line
+        self.outcome = outcome
+        self.sent = sent
+
+
+def exchange(
+    road: Road, where: str, request: bytes, key: bytes, attempt: Attempt | None = None
+) -> Flow[Any]:
+    """Send a request, and return the reply to it. Goes on from a first attempt, if there was one.
 
     Raises `StoreUnavailableError`, or `Interrupted`.
     """
     asking = False
     done: set[str] = set()
     hops = 0
-    lane, line = yield from _take(road, where, key)
+    if attempt is None:
+        lane, line = yield from _take(road, where, key)
+    else:
+        lane, line = (yield from road.lane(key)), attempt.line
     while True:
         try:
-            outcome = yield from _ask(line, _ASKING, request) if asking else _ask(line, request)
+            if attempt is not None:
+                outcome = yield from _came_of(attempt)
+                attempt = None
+            else:
+                outcome = yield from _ask(line, _ASKING, request) if asking else _ask(line, request)
         except Interrupted:
             yield from lane.give(line)
             raise
@@ -467,28 +528,24 @@ def exchange(road: Road, where: str, request: bytes, key: bytes) -> Flow[Any]:
             yield from lane.give(line)
             road.failed()
             lane, line = yield from _take(road, where, key)
+            asking = False
         elif code in ("MOVED", "ASK") and hops < HOPS:
             hops += 1
             yield from lane.give(line)
             try:
-                lane = yield from road.redirected(outcome.error)
-                if lane is None:
+                other = yield from road.redirected(outcome.error)
+                if other is None:
                     raise outcome.as_error(where) from outcome.error
-                line = yield from lane.take()
-            except BaseThrottledError:
-                raise
-            except Exception as error:
+                lane, line = other, (yield from other.take())
+            except failures() as error:
                 raise Failure(error, False).as_error(where) from error
             asking = code == "ASK"
-            continue
         else:
             yield from lane.give(line)
             if not outcome.answered or code == "MOVING":
                 road.failed()
             raise outcome.as_error(where) from outcome.error
         done.add(code)
-        if code != "NOSCRIPT":
-            asking = False
 
 
 def _take(road: Road, where: str, key: bytes) -> Flow[tuple[Lane, Line]]:
@@ -496,15 +553,12 @@ def _take(road: Road, where: str, key: bytes) -> Flow[tuple[Lane, Line]]:
         try:
             lane = yield from road.lane(key)
             line = yield from lane.take()
-        except BaseThrottledError:
-            raise
-        except Exception as error:
+        except TypeError as error:
+            raise SetUpError(f"Invalid connection options for {where}: {error}") from error
+        except failures() as error:
             # Nothing was sent yet: a cluster may have put another node in the place of this one.
-            if again and road.failed():
-                continue
-            if isinstance(error, TypeError):
-                raise SetUpError(f"Invalid connection options for {where}: {error}") from error
-            raise Failure(error, False).as_error(where) from error
+            if not (again and road.failed()):
+                raise Failure(error, False).as_error(where) from error
         else:
             return lane, line
     raise AssertionError  # pragma: no cover
@@ -523,17 +577,26 @@ def _ask(line: Line, *requests: bytes) -> Flow[Any]:
     except GeneratorExit:
         line.abandon()
         raise
-    except _failures() as error:
-        failure = Failure(error, sent)
-        line.unread = not failure.answered
-        return failure
-    except BaseException as interrupt:
-        # Whatever it is, it did not come from the connection: a cancelled task, Ctrl-C, a time
-        # limit of somebody's. The request may be under way.
-        reply = (yield from _see_out(line)) if sent else None
-        raise Interrupted(interrupt, reply) from interrupt
+    except BaseException as error:
+        return (yield from _came_of(Attempt(line, error, sent)))
     line.unread = False
     return reply
+
+
+def _came_of(attempt: Attempt) -> Flow[Any]:
+    """The reply, or a `Failure`; raises `Interrupted`."""
+    error, line = attempt.outcome, attempt.line
+    if not isinstance(error, BaseException):
+        line.unread = False
+        return error
+    if isinstance(error, failures()):
+        failure = Failure(error, attempt.sent)
+        line.unread = not failure.answered
+        return failure
+    # Whatever it is, it did not come from the connection: a cancelled task, Ctrl-C, a time limit
+    # of somebody's. The request may be under way.
+    reply = (yield from _see_out(line)) if attempt.sent else None
+    raise Interrupted(error, reply) from error
 
 
 def _see_out(line: Line) -> Flow[Any]:
@@ -546,7 +609,7 @@ def _see_out(line: Line) -> Flow[Any]:
             raise
         except Exception:
             break
-        except BaseException:  # noqa: S112 - the first interrupt is the one to be raised
+        except BaseException:
             continue
         line.unread = False
         return reply
@@ -554,10 +617,11 @@ def _see_out(line: Line) -> Flow[Any]:
 
 
 @lru_cache(maxsize=1)
-def _failures() -> tuple[type[BaseException], ...]:
-    from redis.exceptions import RedisError  # noqa: PLC0415
+def failures() -> tuple[type[Exception], ...]:
+    """What redis-py raises, as against what may come from anywhere else, such as an interrupt."""
+    from redis.exceptions import RedisClusterException, RedisError
 
-    return (RedisError, OSError)
+    return (RedisError, RedisClusterException, OSError)
 
 
 def _read_only(reply: Any) -> bool:

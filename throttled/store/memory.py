@@ -24,25 +24,27 @@ from cachetools import Cache
 
 from throttled.algorithms.plan import Plan
 from throttled.exceptions import DataError, SetUpError
+from throttled.result import RateLimitResult
 from throttled.store.base import Call, Reply, Sleeper, Store, Ticket, Withdrawn, new_lock
 
 logger = logging.getLogger("throttled")
 
 DEFAULT_MAX_SIZE = 65_536
 #: How many of the least recently used keys are compared when one has to go.
-_FEW = 4
+_FEW = 8
 #: A double between 2**52 and 2**53 is a whole number: adding this rounds seconds x 10**6 to µs.
 _ROUND = 2.0**52
 #: The state of a cell that is no longer in the table.
 _GONE: Any = object()
 
+_new = object.__new__
+
 
 class _Cell:
     __slots__ = ("plan", "state")
 
-    def __init__(self, plan: Plan, state: Any) -> None:
-        self.plan = plan
-        self.state = state
+    plan: Plan
+    state: Any
 
 
 class _Table(Cache):  # type: ignore[type-arg]
@@ -57,41 +59,49 @@ class _Table(Cache):  # type: ignore[type-arg]
         super().__init__(maxsize)
         self.cells: OrderedDict[str, _Cell] = OrderedDict()  # least recently used first
         self.now = 0.0
+        self.last_left = 0.0  # µs to its reset that the last key evicted alive had
         self.evicted = 0
 
     def __setitem__(self, name: str, cell: _Cell) -> None:
-        super().__setitem__(name, cell)
+        Cache.__setitem__(self, name, cell)
         self.cells[name] = cell
 
     def __delitem__(self, name: str) -> None:
-        super().__delitem__(name)
+        Cache.__delitem__(self, name)
         self.cells.pop(name).state = _GONE
 
     def popitem(self) -> tuple[str, _Cell]:
         cells, now = self.cells, self.now
-        victim, cell = cells.popitem(last=False)
-        nearest = cell.plan.reset_after(cell.state, now)
-        for _ in range(min(_FEW - 1, len(cells))):
-            if nearest <= 0.0:
-                break
-            name, other = cells.popitem(last=False)
-            left = other.plan.reset_after(other.state, now)
-            if left < nearest:
-                cells[victim] = cell
-                victim, cell, nearest = name, other, left
-            else:
-                cells[name] = other
-        super().__delitem__(victim)
-        cell.state = _GONE
-        if nearest > 0.0:
+        pop = cells.popitem
+        name, cell = pop(False)
+        reset_at = cell.plan.reset_at
+        left = reset_at(cell.state) - now
+        # One no worse than the last to go is let go at once; looking at cold keys costs.
+        if left > self.last_left + self.last_left:
+            for _ in range(min(_FEW - 1, len(cells))):
+                other_name, other = pop(False)
+                reset_at = other.plan.reset_at
+                other_left = reset_at(other.state) - now
+                if other_left < left:
+                    cells[name] = cell
+                    name, cell, left = other_name, other, other_left
+                else:
+                    cells[other_name] = other
+        if left > 0.0:
+            self.last_left = left
             self.evicted += 1
             if self.evicted == 1:
-                logger.warning(
-                    "MemoryStore is full (MAX_SIZE=%d): keys that still count are being evicted "
-                    "and start afresh. Raise MAX_SIZE if so many keys are in use at once.",
-                    self.maxsize,
-                )
-        return victim, cell
+                self._warn()
+        Cache.__delitem__(self, name)
+        cell.state = _GONE
+        return name, cell
+
+    def _warn(self) -> None:
+        logger.warning(
+            "MemoryStore is full (MAX_SIZE=%d): keys that still count are being evicted "
+            "and start afresh. Raise MAX_SIZE if so many keys are in use at once.",
+            self.maxsize,
+        )
 
 
 class MemoryStore(Store):
@@ -134,9 +144,12 @@ class MemoryStore(Store):
         self._lock = new_lock()
         self._table = _Table(size)
         self._cells = self._table.cells
+        self._get = self._cells.get
+        self._touch = self._cells.move_to_end
         self._withdrawn = Withdrawn()
         #: The clock, when it can sleep as well.
         self.sleeper: Sleeper | None = clock if hasattr(clock, "sleep_until") else None  # type: ignore[assignment]
+        self._steady = clock is None  # never steps back, so a refusal never writes
         self._tick = time.monotonic if clock is None else clock
         anchor = 0.0
         if clock is None:
@@ -161,84 +174,93 @@ class MemoryStore(Store):
 
     def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call: see `throttled.algorithms.steps.Admit`."""
+        answer = self.decide(plan, key, cost, patience)
+        return answer.reply() if isinstance(answer, RateLimitResult) else answer
+
+    def decide(
+        self, plan: Plan, key: str, cost: int, patience: float
+    ) -> RateLimitResult | Reply:
+        """The same; where a result is all there is to it, the result."""
+        # Attributes are read into locals before they are called: CPython does that faster.
+        tick, get, touch, take = self._tick, self._get, self._touch, plan.take
         name = plan.prefix + key
-        now = self._tick() * 1e6 + _ROUND - self._back
-        cells = self._cells
+        now = tick() * 1e6 + _ROUND - self._back
         while True:
-            cell = cells.get(name)
+            cell = get(name)
             if cell is None:
-                reply = self._run_new(plan, name, now, cost, patience)
-                if reply is not None:
-                    return reply
-                continue
-            state = cell.state
-            if state is _GONE:
-                continue
-            reply = plan.admit(state, now, cost, patience)
-            try:
-                cells.move_to_end(name)
-            except KeyError:  # evicted a moment ago: the swap below notices
-                pass
-            new = reply[0]
-            if new is None:
-                return reply
-            if plan.appends:
-                if not self._swap_longer(cell, state, reply):
-                    continue
+                state = None
             else:
-                with self._lock:
-                    if cell.state is not state:
+                state = cell.state
+                if state is _GONE:
+                    continue
+                try:
+                    touch(name)
+                except KeyError:  # evicted a moment ago: the swap below notices
+                    pass
+            seen = take(state, now, cost) if cost and patience >= 0.0 else None
+            if seen is not None:
+                if cell is None or plan.appends:
+                    seen = self._commit(name, plan, cell, state, seen, now)
+                    if seen is None:
                         continue
-                    cell.state = new
-            wait = reply[1]
-            if wait and wait <= patience:
-                ticket = Ticket(plan, key, cost, wait, now + wait, state, new)
-                return ticket, wait, reply[2], reply[3]
-            return reply
+                else:
+                    with self._lock:
+                        if cell.state is not state:
+                            continue
+                        cell.state = seen
+                asked = 0
+            elif cell is None and name in self._cells:
+                continue  # it came, or was only being looked at for eviction
+            elif patience == 0.0 and cost and self._steady:
+                seen, asked = state, cost
+            else:
+                reply = plan.queue(state, now, cost, patience)
+                new, wait, remaining, reset_after = reply[:4]
+                if new is not None:
+                    new = self._commit(
+                        name, plan, cell, state, (new, reply[4]) if plan.appends else new, now
+                    )
+                    if new is None:
+                        continue
+                    if wait <= patience:
+                        new = Ticket(plan, key, cost, wait, now + wait, state, new)
+                return new, wait, remaining, reset_after
+            result = _new(RateLimitResult)
+            result.limited = asked > 0
+            result._plan = plan
+            result._seen = seen
+            result._asked = asked
+            result._now = now
+            return result
 
-    def _swap_longer(self, cell: _Cell, state: Any, reply: Reply) -> bool:
-        new, added = reply[0], reply[4]
-        if added is None:
-            with self._lock:
-                if cell.state is not state:
-                    return False
-                cell.state = new
-            return True
-        slots, befores, index, slot, before = added
+    def _commit(
+        self, name: str, plan: Plan, cell: _Cell | None, state: Any, new: Any, now: float
+    ) -> Any:
+        """Put a new state in the place of the one it came from: the state, or None if that is
+        no longer there."""
+        added = None
+        if plan.appends:
+            new, added = new
         with self._lock:
-            if cell.state is not state:
-                return False
-            slots[index] = slot
-            befores[index] = before
-            cell.state = new
-        return True
-
-    def _run_new(
-        self, plan: Plan, name: str, now: float, cost: int, patience: float
-    ) -> Reply | None:
-        """Decide for a key that is not in the table; None when it is by now."""
-        with self._lock:
-            if name in self._cells:
+            if cell is None:
+                if name in self._cells:
+                    return None
+            elif cell.state is not state:
                 return None
-            # What fits at all fits a fresh key at once, so there is never a ticket here.
-            reply = plan.admit(None, now, cost, patience)
-            if reply[0] is not None:
-                self._put(name, plan, reply, now)
-        return reply
-
-    def _put(self, name: str, plan: Plan, reply: tuple[Any, ...], now: float) -> None:
-        """Store the new state of a reply or an adjustment. Under the lock."""
-        added = reply[-1] if plan.appends else None
-        if added is not None:
-            slots, befores, index, slot, before = added
-            slots[index] = slot
-            befores[index] = before
-        cell = self._cells.get(name)
-        if cell is not None:
-            cell.state = reply[0]
-            return
-        self._table.now = now
-        self._table[name] = _Cell(plan, reply[0])
+            if added is not None:
+                slots, befores, index, slot, before = added
+                slots[index] = slot
+                befores[index] = before
+            if cell is None:
+                cell = _new(_Cell)
+                cell.plan = plan
+                cell.state = new
+                table = self._table
+                table.now = now
+                table[name] = cell
+            else:
+                cell.state = new
+        return new
 
     def run_many(self, calls: Sequence[Call]) -> list[Reply]:
         """Decide several independent calls, in order."""
@@ -247,18 +269,26 @@ class MemoryStore(Store):
     def adjust(self, plan: Plan, key: str, delta: int, slot: float | None = None) -> bool:
         """Charge (`delta > 0`) or give back; says whether anything was changed."""
         name = plan.prefix + key
-        now = self.now()
-        with self._lock:
+        while True:
             cell = self._cells.get(name)
-            changed = plan.adjust(None if cell is None else cell.state, now, delta, slot)
-            if changed[0] is None:
+            state = None if cell is None else cell.state
+            if state is _GONE:
+                continue
+            now = self.now()
+            new, added = plan.adjust(state, now, delta, slot)
+            if new is None:
                 return False
-            if plan.reset_after(changed[0], now) <= 0.0 and changed[1] is None:
-                if cell is not None:
-                    del self._table[name]
-            else:
-                self._put(name, plan, changed, now)
-        return True
+            if added is None and plan.reset_at(new) <= now:
+                with self._lock:
+                    if cell is None:
+                        return True
+                    if cell.state is state:
+                        del self._table[name]
+                        return True
+            elif self._commit(
+                name, plan, cell, state, (new, added) if plan.appends else new, now
+            ):
+                return True
 
     def undo(self, ticket: Ticket) -> bool:
         """Put back the state before a promise, if nobody came after; says whether it did."""

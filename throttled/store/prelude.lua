@@ -61,7 +61,7 @@ local function open_rule(name)
       if before ~= '' then
         local a, b, c, d = before:match(shapes[rule.fields])
         local state = {whole(a), whole(b), whole(c), whole(d)}
-        ttl = milliseconds(rule.reset_after(state, now, limit, period, burst))
+        ttl = milliseconds(rule.reset_at(state, limit, period, burst) - now)
       end
       if ttl > 0 then redis.call('SET', key, before, 'PX', ttl) else redis.call('DEL', key) end
       return 1
