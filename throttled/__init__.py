@@ -13,7 +13,7 @@ from throttled import exceptions, rate_limiter, store, utils
 from throttled.algorithms.plan import RateLimiterType
 from throttled.quota import Quota, Rate, per_day, per_duration, per_hour, per_min, per_sec, per_week
 from throttled.result import RateLimitResult, RateLimitState
-from throttled.store import MemoryStore
+from throttled.store import MemoryStore, RedisStore
 from throttled.throttled import Throttled
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ __all__ = [
     "RateLimitResult",
     "RateLimitState",
     "RateLimiterType",
-
+    "RedisStore",
     "Throttled",
     "exceptions",
     "per_day",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Self, cast
 
-
 from throttled._text import plain
 
 _new = object.__new__

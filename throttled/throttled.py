@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Generator
 from functools import lru_cache, wraps
-from math import inf, isnan
+from math import isnan
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -62,7 +62,17 @@ def patience_of(timeout: object) -> float:
 class BaseThrottled(Generic[StoreT]):
     """What both flavours share: arguments, plan and results. No I/O, no sleeping."""
 
-    __slots__ = ("__weakref__", "_patience", "_plan", "_run", "cost", "key", "quota", "store", "timeout")
+    __slots__ = (
+        "__weakref__",
+        "_patience",
+        "_plan",
+        "_run",
+        "cost",
+        "key",
+        "quota",
+        "store",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -241,7 +251,8 @@ class Throttled(BaseThrottled[Store]):
         """
         self._key()
         if isinstance(func, staticmethod | classmethod):
-            return cast("Callable[P, R]", type(func)(self(func.__func__)))
+            method: Any = func
+            return cast("Callable[P, R]", type(method)(self(method.__func__)))
         if is_async(func):
             raise TypeError(
                 f"{name_of(func)} is async and throttled.Throttled is not: "
@@ -254,7 +265,8 @@ class Throttled(BaseThrottled[Store]):
             @wraps(func)
             def iterate(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
                 self._pass()
-                return (yield from cast("Any", func)(*args, **kwargs))
+                result: Any = yield from cast("Any", func)(*args, **kwargs)
+                return result
 
             return cast("Callable[P, R]", iterate)
 
@@ -266,9 +278,9 @@ class Throttled(BaseThrottled[Store]):
         return call
 
 
-def is_async(func: object) -> bool:
+def is_async(func: Any) -> bool:
     """Whether calling it gives something to await or to iterate with `async for`."""
-    target = func if inspect.isroutine(func) else getattr(func, "__call__", func)
+    target = func if inspect.isroutine(func) else type(func).__call__
     return any(
         inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
         for each in (func, target)

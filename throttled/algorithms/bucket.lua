@@ -49,10 +49,10 @@ function rule.adjust(state, now, delta, slot, limit, period, burst)
     credit = credit - delta * period
   else
     local give = -delta * period
-    if credit < 0 then
-      local last = at - floor(credit / limit)
-      local behind = last - (slot or at)
-      if behind > 0 then give = give - behind * limit end
+    if slot and state then
+      local last, spent = state[1], state[2]
+      if spent < 0 then last = last - floor(spent / limit) end
+      if last > slot then give = give - (last - slot) * limit end
     end
     if give <= 0 or credit == full then return nil end
     credit = credit + give

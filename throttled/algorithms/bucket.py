@@ -105,16 +105,18 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             credit -= delta * token
         else:
             give = -delta * token
-            if credit < 0.0:
-                # Those promised behind the slot keep their instants: only what they leave unused
-                # returns. Giving back everything would put a newcomer on a promised instant.
-                last = at - credit / rate // 1.0
-                behind = last - (at if slot is None else slot)
-                if behind > 0.0:
-                    give -= behind * rate
+            if slot is not None and state is not None:
+                # Those admitted after the slot keep their instants and the burst its bound: only
+                # what they leave unused returns. Giving back everything would put a newcomer on
+                # an instant that is promised already.
+                last, spent = state
+                if spent < 0.0:
+                    last -= spent / rate // 1.0
+                if last > slot:
+                    give -= (last - slot) * rate
             if give <= 0.0 or credit == full:
                 return None, None
-            credit = credit + give
+            credit += give
             if credit > full:
                 credit = full
         return (at, credit), None

@@ -201,7 +201,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         return (at, slots, befores, 0, len(slots), running), None
 
     def reset_at(state: State) -> float:
-        at, slots, _, head, tail, _ = state
+        _, slots, _, head, tail, _ = state
         return slots[tail - 1] + span if head < tail else 0.0
 
     return Steps(admit, queue, take, adjust, reset_at)

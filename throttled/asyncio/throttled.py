@@ -76,6 +76,8 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             patience = self._patience
         else:
             key, cost, patience = self._call(key, cost, timeout)
+        if patience > 0.0:
+            anyio.current_time()  # anyio loads its backend when first used: not after the decision
         run, plan = self._run, self._plan
         reply = run(plan, key, cost, patience)
         if type(reply) is RateLimitResult:
@@ -147,7 +149,8 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         """
         self._key()
         if isinstance(func, staticmethod | classmethod):
-            return cast("Callable[P, R]", type(func)(self(func.__func__)))
+            method: Any = func
+            return cast("Callable[P, R]", type(method)(self(method.__func__)))
         if not is_async(func):
             raise TypeError(
                 f"{name_of(func)} is not async and throttled.asyncio.Throttled is: "

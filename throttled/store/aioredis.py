@@ -11,15 +11,15 @@ from throttled.store.exchange import GRACE, Flow, Line, Road
 from throttled.store.redis import RedisCalls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Coroutine, Sequence
     from types import TracebackType
 
     from throttled.algorithms.plan import Plan
 
 __all__ = ["RedisStore"]
 
-#: Calls of cancelled tasks that are still being seen to their end, and given back.
-_leftovers: set[asyncio.Task[None]] = set()
+#: Calls that are seen to their end although those who made them may have been cancelled.
+_leftovers: set[asyncio.Task[Any]] = set()
 
 
 class AsyncLine(Line):
@@ -68,6 +68,15 @@ class AsyncLine(Line):
         self.conn._close()
 
 
+def _kept(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    task = asyncio.create_task(work)
+    _leftovers.add(task)
+    task.add_done_callback(_leftovers.discard)
+    # A look at its error: without one, asyncio would complain if nobody is left to hear of it.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return task
+
+
 async def _driven(flow: Flow[Any], thrown: BaseException | None = None) -> Any:
     """Run a flow to its end, awaiting its steps.
 
@@ -84,9 +93,7 @@ async def _driven(flow: Flow[Any], thrown: BaseException | None = None) -> Any:
                 value = await step
             except asyncio.CancelledError as cancelled:
                 if thrown is None:
-                    task = asyncio.create_task(_finished(flow, cancelled))
-                    _leftovers.add(task)
-                    task.add_done_callback(_leftovers.discard)
+                    _kept(_finished(flow, cancelled))
                     raise
                 step = flow.throw(cancelled)
             except BaseException as error:
@@ -151,6 +158,10 @@ class RedisStore(RedisCalls, AsyncStore):
             await anext(end)
         return await _driven(flow)
 
+    async def _seen_through(self, flow: Flow[Any]) -> None:
+        """The same, to its end even if the caller is cancelled: it gives back what others need."""
+        await asyncio.shield(_kept(self._called(flow)))
+
     async def _until_end(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
         try:
             yield
@@ -186,7 +197,7 @@ class RedisStore(RedisCalls, AsyncStore):
 
     async def withdraw(self, ticket: Ticket) -> None:
         """Give back a promised slot, as if it had never been asked for where that is possible."""
-        await self._called(self._withdraw(ticket))
+        await self._seen_through(self._withdraw(ticket))
 
     async def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""

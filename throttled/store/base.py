@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -51,7 +53,7 @@ class Sleeper(Protocol):
 class Ticket:
     """A promised slot: what it takes to give it back."""
 
-    __slots__ = ("before", "cost", "key", "plan", "slot", "wait", "written")
+    __slots__ = ("before", "cost", "gone", "key", "plan", "slot", "wait", "written")
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Ticket:
         self.slot = slot  # the instant promised, µs by the store's clock
         self.before = before  # the state before this call …
         self.written = written  # … and the one that it left
+        self.gone = False  # given up, but others stand behind: see Waiting
 
     def __repr__(self) -> str:
         return f"Ticket(key={self.key!r}, cost={self.cost}, wait={self.wait / 1e6:g})"
@@ -151,54 +154,106 @@ class AsyncStore(ABC):
     async def close(self) -> None: ...
 
 
-class Withdrawn:
-    """The promises given up while others stood behind them, so that nothing can be returned yet.
+#: `(True, ticket)`: undo it; `(False, ticket)`: give back its cost by an adjustment. The answer
+#: sent in is whether anything was changed.
+Steps = Generator[tuple[bool, Ticket], bool, None]
 
-    A promise that is undone brings back the state before it. If that is the state which a promise
-    given up earlier had left, nobody stands behind that one any more, and it is undone too: a
-    hundred waiters cancelled in any order leave the key as if none had asked. If those behind are
-    served instead, what was given up is returned as far as the algorithm allows.
 
-    Bounded, and local to the process: promises of others simply stand.
+class Waiting:
+    """The promises of this process that were not used yet, key by key in the order of asking.
+
+    Who gives up a promise with nobody behind it is undone, and leaves the key as if it had never
+    asked. With others behind it nothing can be put back yet without changing what they were
+    promised. So it is remembered: when the one behind it is undone too, so is this one (a hundred
+    waiters cancelled in any order leave no trace), and when the last one behind it is served, its
+    cost is given back as far as the algorithm allows.
+
+    What to do comes out as steps, so that sync and async stores can share it. Bounded; promises of
+    other processes are not known here, and simply stand.
     """
 
-    __slots__ = ("_lock", "_tickets")
+    __slots__ = ("_lines", "_lock")
 
     def __init__(self) -> None:
         self._lock = new_lock()
-        self._tickets: dict[tuple[str, str], list[Ticket]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._tickets)
+        self._lines: dict[tuple[str, str], deque[Ticket]] = {}
 
     def add(self, ticket: Ticket) -> None:
-        """Remember a promise that could not be returned."""
+        """Somebody waits for a slot."""
         name = (ticket.plan.prefix, ticket.key)
         with self._lock:
-            if name not in self._tickets and len(self._tickets) >= 1024:
-                self._tickets.pop(next(iter(self._tickets)))
-            # Those whose slot had passed when this one asked are no longer at the end of the line.
-            asked = ticket.slot - ticket.wait
-            waiting = [other for other in self._tickets.get(name, ()) if other.slot > asked]
-            self._tickets[name] = [*waiting, ticket]
+            line = self._lines.get(name)
+            if line is None:
+                if len(self._lines) >= 4096:
+                    del self._lines[next(iter(self._lines))]
+                line = self._lines[name] = deque()
+            # Who never said that they were served: their slots had passed when this one asked.
+            while line and not line[0].gone and line[0].slot <= ticket.slot - ticket.wait:
+                line.popleft()
+            line.append(ticket)
 
-    def behind(self, ticket: Ticket) -> Ticket | None:
-        """Take out the promise that `ticket`, now undone, had stood directly behind."""
-        taken = self._take(ticket, lambda other: bool(other.written == ticket.before))
-        return taken[0] if taken else None
+    def leave(self, ticket: Ticket) -> Steps:
+        """Somebody gives up a slot."""
+        undone: Ticket | None = None
+        if (yield True, ticket):
+            undone = ticket
+        elif self._stay(ticket):
+            return
+        self._remove(ticket)
+        if undone is None:
+            yield False, ticket
+        while undone is not None:
+            undone = self._behind(undone)
+            if undone is not None:
+                if (yield True, undone):
+                    self._remove(undone)
+                else:
+                    undone = None
+        yield from self._settle(ticket)
 
-    def served(self, ticket: Ticket) -> list[Ticket]:
-        """Take out those of the key whose slots are not after the one that was just served."""
-        return self._take(ticket, lambda other: other.slot <= ticket.slot)
+    def arrive(self, ticket: Ticket) -> Steps:
+        """Somebody's slot has come."""
+        self._remove(ticket)
+        yield from self._settle(ticket)
 
-    def _take(self, ticket: Ticket, wanted: Callable[[Ticket], bool]) -> list[Ticket]:
+    def _stay(self, ticket: Ticket) -> bool:
+        """Remember a ticket that was given up, if anybody waits behind it."""
+        with self._lock:
+            for other in reversed(self._lines.get((ticket.plan.prefix, ticket.key), ())):
+                if other is ticket:
+                    return False
+                if not other.gone:
+                    ticket.gone = True
+                    return True
+        return False
+
+    def _behind(self, undone: Ticket) -> Ticket | None:
+        """The promise given up before, which the one that is now undone had stood behind."""
+        with self._lock:
+            for other in reversed(self._lines.get((undone.plan.prefix, undone.key), ())):
+                if other.gone and other.written == undone.before:
+                    return other
+        return None
+
+    def _settle(self, ticket: Ticket) -> Steps:
+        """Give back what was given up, now that nobody waits behind it; the newest first."""
+        while True:
+            with self._lock:
+                line = self._lines.get((ticket.plan.prefix, ticket.key))
+                if not line or not line[-1].gone:
+                    return
+                last = line.pop()
+                if not line:
+                    del self._lines[(ticket.plan.prefix, ticket.key)]
+            yield False, last
+
+    def _remove(self, ticket: Ticket) -> None:
         name = (ticket.plan.prefix, ticket.key)
         with self._lock:
-            tickets = self._tickets.get(name, [])
-            taken = [other for other in tickets if wanted(other)]
-            left = [other for other in tickets if other not in taken]
-            if left:
-                self._tickets[name] = left
-            elif tickets:
-                del self._tickets[name]
-        return taken
+            line = self._lines.get(name)
+            if line is None:
+                return
+            with suppress(ValueError):
+                line.remove(ticket)
+            if not line:
+                del self._lines[name]

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from throttled.exceptions import SetUpError
@@ -30,6 +30,11 @@ DEFAULT_SERVER = "redis://localhost:6379/0"
 
 #: Seconds, where the options say nothing: older redis-py would otherwise wait for ever.
 DEFAULT_TIMEOUT = 5.0
+
+URL_SHAPE = (
+    "must be like redis://user:password@host:6379/0, with the special characters of user and "
+    "password percent-encoded"
+)
 
 _NONE = type(None)
 _CLASS = (str, type)
@@ -91,13 +96,11 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(options, Mapping):
         raise SetUpError(f"Invalid options: {options!r}, must be a dictionary.")
     known: dict[str, Any] = dict(options)
-    for name in known:
+    for name, value in known.items():
         if name not in OPTIONS:
             raise SetUpError(f"Unknown option: {name!r}, must be one of {', '.join(OPTIONS)}.")
         types, meant = OPTIONS[name]
-        value: Any = known[name]
-        fits = isinstance(value, types) and type(value) is not bool
-        if not fits:
+        if not _is_a(value, types):
             # The value itself stays out of the message: it may be or hold a password.
             raise SetUpError(f"Invalid option {name}: got {type(value).__name__}, must be {meant}.")
         if name in ("SENTINELS", "CLUSTER_NODES"):
@@ -107,9 +110,13 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return known
 
 
+def _is_a(value: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and type(value) is not bool
+
+
 def _check_addresses(name: str, pairs: Sequence[Any]) -> None:
     for pair in pairs:
-        fine = isinstance(pair, list | tuple) and len(pair) == 2
+        fine = _is_a(pair, _PAIRS) and len(pair) == 2
         if not (fine and isinstance(pair[0], str) and type(pair[1]) is int):
             raise SetUpError(
                 f"Invalid option {name}: {pair!r}, must be a (host, port) pair "
@@ -119,7 +126,7 @@ def _check_addresses(name: str, pairs: Sequence[Any]) -> None:
 
 def masked(url: object) -> str:
     """The URL as it may be shown: without a password."""
-    text = re.sub(r"(://[^/?@]*:)[^/?]*@", r"\1***@", str(url))
+    text = re.sub(r"://([^:@/]*):.*@", r"://\1:***@", str(url))
     return re.sub(r"(?i)([?&][^=&]*(?:password|token|secret)[^=&]*=)[^&]*", r"\1***", text)
 
 
@@ -173,7 +180,11 @@ class ConnectionFactory:
         try:
             params: dict[str, Any] = parse(url)
         except ValueError as error:
-            raise SetUpError(f"Invalid Redis URL: {masked(url)!r}: {error}") from error
+            # The error of a URL that was cut in the wrong place may hold a piece of a password.
+            ours = str(error).startswith("Invalid value for")
+            raise SetUpError(
+                f"Invalid Redis URL: {masked(url)!r}: {error if ours else URL_SHAPE}"
+            ) from None
         if self.asynchronous and "connection_class" in params:
             # Of the same name, but of the other flavour.
             module = import_module("redis.asyncio.connection")
@@ -238,6 +249,8 @@ def parse_hosts(
     Returns the addresses, the parts of the path, and the credentials and query as arguments.
     """
     parts = urlsplit(url)
+    if "@" in url and "@" not in parts.netloc:
+        raise SetUpError(f"Invalid Redis URL: {masked(url)!r}: {URL_SHAPE}")
     userinfo, _, hosts = parts.netloc.rpartition("@")
     params: dict[str, Any] = {}
     if userinfo:
@@ -256,12 +269,10 @@ def parse_hosts(
             )
         addresses.append((unquote(match[1].strip("[]")), port))
     if parts.query:
-        from redis.connection import URL_QUERY_ARGUMENT_PARSERS
-
+        parsers: Any = import_module("redis.connection").URL_QUERY_ARGUMENT_PARSERS
         for name, value in parse_qsl(parts.query):
-            parser: Any = URL_QUERY_ARGUMENT_PARSERS.get(name, str)
             try:
-                params[name] = parser(value)
+                params[name] = parsers.get(name, str)(value)
             except (TypeError, ValueError):
                 raise SetUpError(f"Invalid value for {name!r} in {masked(url)!r}.") from None
     path = [unquote(part) for part in parts.path.split("/") if part]
@@ -434,15 +445,16 @@ def make_factory(url: object, options: Mapping[str, Any], asynchronous: bool) ->
 
 def frozen(value: Any) -> Hashable:
     """A key that is equal for equal values; of what cannot be hashed, the identity."""
-    if isinstance(value, Mapping):
+    kind = cast("Any", type(value))
+    if issubclass(kind, Mapping):
         return ("mapping", frozenset((key, frozen(item)) for key, item in value.items()))
-    if isinstance(value, list | tuple):
+    if issubclass(kind, list | tuple):
         return ("sequence", tuple(frozen(item) for item in value))
     try:
         hash(value)
     except TypeError:
         return ("identity", id(value))
-    return (type(value), value)  # 1, 1.0 and True are equal, and mean different options.
+    return (kind, value)  # 1, 1.0 and True are equal, and mean different options.
 
 
 class Shared:

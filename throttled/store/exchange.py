@@ -21,7 +21,7 @@ import select
 from collections.abc import Generator
 from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, TypeVar
 
 from throttled.exceptions import BaseThrottledError, SetUpError, StateError, StoreUnavailableError
 from throttled.store.script import SCRIPT, SCRIPT_SHA
@@ -52,6 +52,7 @@ _ASKING = b"*1\r\n" + bulk(b"ASKING")
 #: EVALSHA, sha, how many keys, the key, now, and the seven arguments of a group.
 _SINGLE = b"*12\r\n" + _EVALSHA + bulk(b"1")
 SERVER_TIME = bulk(b"")
+_HEAD = _SINGLE.decode() + "$"
 
 
 def with_source(request: bytes) -> bytes:
@@ -84,6 +85,11 @@ def delete(key: bytes) -> bytes:
     return b"*2\r\n" + bulk(b"DEL") + bulk(key)
 
 
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """A list, its items still of any kind."""
+    return type(value) is list
+
+
 def whole(value: float) -> bytes:
     """A number of µs or of tokens as the script reads it."""
     if value in (inf, -inf):
@@ -92,8 +98,8 @@ def whole(value: float) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _asked(cost: int, patience: float) -> bytes:
-    return bulk(whole(cost)) + bulk(whole(patience))
+def _asked(cost: int, patience: float) -> str:
+    return (bulk(whole(cost)) + bulk(whole(patience))).decode()
 
 
 def escaped(key: str) -> str:
@@ -104,16 +110,19 @@ def escaped(key: str) -> str:
 class Wording:
     """A plan in bytes: all that does not change from call to call."""
 
-    __slots__ = ("adjust", "admit", "admit_now", "prefix", "undo")
+    __slots__ = ("_length", "_middle", "_start", "adjust", "admit", "prefix", "undo")
 
     def __init__(self, plan: Plan) -> None:
         numbers = b"".join(bulk(b"%d" % n) for n in (plan.limit, plan.period, plan.burst))
         rest = bulk(plan.kind.encode()) + numbers
         self.prefix = plan.prefix.encode("utf-8", "surrogatepass") + b"{"
         self.admit = bulk(b"admit") + rest
-        self.admit_now = SERVER_TIME + self.admit
         self.adjust = bulk(b"adjust") + rest
         self.undo = bulk(b"undo") + rest
+        # The same as text, for `asking`.
+        self._length = len(self.prefix) + 1
+        self._start = "\r\n" + self.prefix.decode("utf-8", "surrogatepass")
+        self._middle = "}\r\n" + (SERVER_TIME + self.admit).decode()
 
     def key(self, key: str) -> bytes:
         """The key in Redis. The caller's part is the hash tag, so that its rules share a slot."""
@@ -123,20 +132,15 @@ class Wording:
 
     def asking(self, key: str, cost: int, patience: float) -> bytes:
         """The whole request to admit one call by the server's time, in as few steps as can be."""
-        if "%" in key or "{" in key or "}" in key:
-            key = escaped(key)
-        text = key.encode("utf-8", "surrogatepass")
-        return b"%b$%d\r\n%b%b}\r\n%b%b" % (
-            _SINGLE,
-            len(self.prefix) + len(text) + 1,
-            self.prefix,
-            text,
-            self.admit_now,
-            _asked(cost, patience),
-        )
+        if not key.isascii() or "%" in key or "{" in key or "}" in key:
+            return one(self.key(key), self.to_admit(cost, patience))
+        return (
+            f"{_HEAD}{self._length + len(key)}{self._start}{key}{self._middle}"
+            f"{_asked(cost, patience)}"
+        ).encode("utf-8", "surrogatepass")
 
     def to_admit(self, cost: int, patience: float) -> bytes:
-        return self.admit + _asked(cost, patience)
+        return self.admit + _asked(cost, patience).encode()
 
     def to_adjust(self, delta: int, slot: float | None) -> bytes:
         return self.adjust + bulk(whole(delta)) + bulk(b"" if slot is None else whole(slot))
@@ -626,7 +630,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 def _read_only(reply: Any) -> bool:
     return (
-        type(reply) is list
+        is_list(reply)
         and bool(reply)
         and all(type(group) is bytes and group.startswith(b"READONLY") for group in reply)
     )

@@ -25,7 +25,7 @@ from cachetools import Cache
 from throttled.algorithms.plan import Plan
 from throttled.exceptions import DataError, SetUpError
 from throttled.result import RateLimitResult
-from throttled.store.base import Call, Reply, Sleeper, Store, Ticket, Withdrawn, new_lock
+from throttled.store.base import Call, Reply, Sleeper, Steps, Store, Ticket, Waiting, new_lock
 
 logger = logging.getLogger("throttled")
 
@@ -47,7 +47,7 @@ class _Cell:
     state: Any
 
 
-class _Table(Cache):  # type: ignore[type-arg]
+class _Table(Cache[str, _Cell]):
     """A `cachetools` cache with an eviction rule of its own.
 
     Among the few least recently used keys, one whose state equals a fresh key's goes first, else
@@ -146,7 +146,7 @@ class MemoryStore(Store):
         self._cells = self._table.cells
         self._get = self._cells.get
         self._touch = self._cells.move_to_end
-        self._withdrawn = Withdrawn()
+        self._waiting = Waiting()
         #: The clock, when it can sleep as well.
         self.sleeper: Sleeper | None = clock if hasattr(clock, "sleep_until") else None  # type: ignore[assignment]
         self._steady = clock is None  # never steps back, so a refusal never writes
@@ -177,9 +177,7 @@ class MemoryStore(Store):
         answer = self.decide(plan, key, cost, patience)
         return answer.reply() if isinstance(answer, RateLimitResult) else answer
 
-    def decide(
-        self, plan: Plan, key: str, cost: int, patience: float
-    ) -> RateLimitResult | Reply:
+    def decide(self, plan: Plan, key: str, cost: int, patience: float) -> RateLimitResult | Reply:
         """The same; where a result is all there is to it, the result."""
         # Attributes are read into locals before they are called: CPython does that faster.
         tick, get, touch, take = self._tick, self._get, self._touch, plan.take
@@ -193,10 +191,10 @@ class MemoryStore(Store):
                 state = cell.state
                 if state is _GONE:
                     continue
-                try:
+                try:  # noqa: SIM105 - a try costs nothing, suppress() a call
                     touch(name)
-                except KeyError:  # evicted a moment ago: the swap below notices
-                    pass
+                except KeyError:
+                    pass  # evicted a moment ago: the swap below notices
             seen = take(state, now, cost) if cost and patience >= 0.0 else None
             if seen is not None:
                 if cell is None or plan.appends:
@@ -224,6 +222,7 @@ class MemoryStore(Store):
                         continue
                     if wait <= patience:
                         new = Ticket(plan, key, cost, wait, now + wait, state, new)
+                        self._waiting.add(new)
                 return new, wait, remaining, reset_after
             result = _new(RateLimitResult)
             result.limited = asked > 0
@@ -285,9 +284,7 @@ class MemoryStore(Store):
                     if cell.state is state:
                         del self._table[name]
                         return True
-            elif self._commit(
-                name, plan, cell, state, (new, added) if plan.appends else new, now
-            ):
+            elif self._commit(name, plan, cell, state, (new, added) if plan.appends else new, now):
                 return True
 
     def undo(self, ticket: Ticket) -> bool:
@@ -307,22 +304,23 @@ class MemoryStore(Store):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Give back a promised slot, as if it had never been asked for where that is possible."""
-        if not self.undo(ticket):
-            if not self.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot):
-                self._withdrawn.add(ticket)
-            return
-        last: Ticket | None = ticket
-        while self._withdrawn and last is not None:
-            last = self._withdrawn.behind(last)
-            if last is not None and not self.undo(last):
-                self._withdrawn.add(last)
-                last = None
+        self._go(self._waiting.leave(ticket))
 
     def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        if self._withdrawn:
-            for other in self._withdrawn.served(ticket):
-                self.adjust(other.plan, other.key, -other.cost, other.slot)
+        self._go(self._waiting.arrive(ticket))
+
+    def _go(self, steps: Steps) -> None:
+        try:
+            undo, ticket = next(steps)
+            while True:
+                undo, ticket = steps.send(
+                    self.undo(ticket)
+                    if undo
+                    else self.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
+                )
+        except StopIteration:
+            return
 
     def reset(self, plan: Plan, key: str) -> None:
         """Forget a key."""

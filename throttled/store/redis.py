@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from throttled.exceptions import BaseThrottledError, SetUpError
-from throttled.store.base import Call, Reply, Sleeper, Store, Ticket, Withdrawn
+from throttled.store.base import Call, Reply, Sleeper, Steps, Store, Ticket, Waiting
 from throttled.store.connection import (
     DEFAULT_SERVER,
     ConnectionFactory,
@@ -39,6 +39,7 @@ from throttled.store.exchange import (
     exchange,
     failures,
     group_error,
+    is_list,
     many,
     one,
     whole,
@@ -98,9 +99,10 @@ class RedisCalls:
                 f"Invalid clock: {clock!r}, must be a callable that returns seconds, "
                 f"such as throttled.testing.FakeClock()."
             )
-        self._clock = clock
-        self.sleeper = clock if hasattr(clock, "sleep_until") else None
-        self._withdrawn = Withdrawn()
+        self._clock: Any = clock
+        sleeper: Any = clock if hasattr(clock, "sleep_until") else None
+        self.sleeper = sleeper
+        self._waiting = Waiting()
         self._wordings: dict[Plan, Wording] = {}
         self._road: Road | None = None
         self._factory: ConnectionFactory | None = None
@@ -183,7 +185,8 @@ class RedisCalls:
         clock = self._clock
         if clock is None:
             return SERVER_TIME
-        return bulk(whole(clock.now_us() if hasattr(clock, "now_us") else round(clock() * 1e6)))
+        exact: Any = getattr(clock, "now_us", None)
+        return bulk(whole(round(clock() * 1e6) if exact is None else exact()))
 
     def _wording(self, plan: Plan) -> Wording:
         try:
@@ -207,8 +210,8 @@ class RedisCalls:
             yield from self._give_back([call], [name], gone.reply)
             raise gone.interrupt from None
         found = _group(reply, 0)
-        if type(found) is list:
-            return _admitted(plan, key, cost, found)
+        if is_list(found):
+            return self._admitted(plan, key, cost, found)
         raise group_error(name, found)
 
     def _run_many(self, calls: Sequence[Call]) -> Flow[list[Any]]:
@@ -228,7 +231,7 @@ class RedisCalls:
                     [calls[i] for i in part], [names[i] for i in part], gone.reply
                 )
                 for call, result in zip(calls, results, strict=True):
-                    if type(result) is tuple:
+                    if result is not None and not isinstance(result, BaseException):
                         yield from self._return(call, result)
                 raise gone.interrupt from None
             except BaseThrottledError as error:
@@ -241,8 +244,8 @@ class RedisCalls:
                 plan, key, cost, _ = calls[i]
                 found = _group(reply, place)
                 results[i] = (
-                    _admitted(plan, key, cost, found)
-                    if type(found) is list
+                    self._admitted(plan, key, cost, found)
+                    if is_list(found)
                     else group_error(names[i], found)
                 )
         return results
@@ -251,8 +254,8 @@ class RedisCalls:
         """Return what the reply of an interrupted request had taken."""
         for place, call in enumerate(calls):
             found = _group(reply, place)
-            if type(found) is list:
-                yield from self._return(call, _admitted(*call[:3], found))
+            if is_list(found):
+                yield from self._return(call, self._admitted(*call[:3], found))
 
     def _return(self, call: Call, reply: Reply) -> Flow[None]:
         plan, key, cost, patience = call
@@ -284,21 +287,32 @@ class RedisCalls:
         return self._change(ticket.plan, ticket.key, wording.to_undo(ticket.written, ticket.before))
 
     def _withdraw(self, ticket: Ticket) -> Flow[None]:
-        if not (yield from self._undo(ticket)):
-            if not (yield from self._adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)):
-                self._withdrawn.add(ticket)
-            return
-        last: Ticket | None = ticket
-        while self._withdrawn and last is not None:
-            last = self._withdrawn.behind(last)
-            if last is not None and not (yield from self._undo(last)):
-                self._withdrawn.add(last)
-                last = None
+        yield from self._go(self._waiting.leave(ticket))
 
     def _arrived(self, ticket: Ticket) -> Flow[None]:
-        if self._withdrawn:
-            for other in self._withdrawn.served(ticket):
-                yield from self._adjust(other.plan, other.key, -other.cost, other.slot)
+        yield from self._go(self._waiting.arrive(ticket))
+
+    def _go(self, steps: Steps) -> Flow[None]:
+        try:
+            undo, ticket = next(steps)
+            while True:
+                changed = yield from (
+                    self._undo(ticket)
+                    if undo
+                    else self._adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
+                )
+                undo, ticket = steps.send(changed)
+        except StopIteration:
+            return
+
+    def _admitted(self, plan: Plan, key: str, cost: int, found: list[Any]) -> Reply:
+        if len(found) == 3:
+            wait, remaining, reset_after = found
+            return None, float(wait), float(remaining), float(reset_after)
+        wait, remaining, reset_after, slot, before, written = found
+        ticket = Ticket(plan, key, cost, float(wait), float(slot), before, written)
+        self._waiting.add(ticket)
+        return ticket, ticket.wait, float(remaining), float(reset_after)
 
     def _reset(self, plan: Plan, key: str) -> Flow[None]:
         name = self._wording(plan).key(key)
@@ -310,19 +324,7 @@ class RedisCalls:
 
 def _group(reply: Any, place: int) -> Any:
     """A group's part of the reply, or what was found in its stead."""
-    if type(reply) is list and place < len(reply):
-        return reply[place]
-    return reply
-
-
-def _admitted(plan: Plan, key: str, cost: int, found: list[Any]) -> Reply:
-    if len(found) == 3:
-        wait, remaining, reset_after = found
-        return None, float(wait), float(remaining), float(reset_after)
-    wait, remaining, reset_after, slot, before, written = found
-    wait = float(wait)
-    ticket = Ticket(plan, key, cost, wait, float(slot), before, written)
-    return ticket, wait, float(remaining), float(reset_after)
+    return reply[place] if is_list(reply) and place < len(reply) else reply
 
 
 def _holdable(pool: Any) -> bool:
@@ -335,7 +337,7 @@ def _holdable(pool: Any) -> bool:
         type(pool) is import_module(module).ConnectionPool
         for module in ("redis.connection", "redis.asyncio.connection")
     )
-    kwargs = pool.connection_kwargs if plain else {}
+    kwargs: Mapping[str, Any] = pool.connection_kwargs if plain else {}
     return plain and str(kwargs.get("protocol")) == "2" and not kwargs.get("credential_provider")
 
 
@@ -343,7 +345,7 @@ def _client_name(client: Any) -> str:
     pool = getattr(client, "connection_pool", None)
     if pool is None:
         return "the cluster of the given client"
-    kwargs = pool.connection_kwargs
+    kwargs: Mapping[str, Any] = pool.connection_kwargs
     if "path" in kwargs:
         return str(kwargs["path"])
     if hasattr(pool, "service_name"):
@@ -462,14 +464,15 @@ class RedisStore(RedisCalls, Store):
                 try:
                     line.sock.sendall(request)
                     sent = True
-                    reply = line.parser.read_response(disable_decoding=True)
+                    reply: Any = line.parser.read_response(disable_decoding=True)
                 except BaseException as error:
                     attempt = Attempt(line, error, sent)
                 else:
                     line.unread = False
-                    if type(reply) is list and reply and type(reply[0]) is list:
+                    # Not `type(...)`, by which type checkers forget what a reply is.
+                    if reply.__class__ is list and reply and reply[0].__class__ is list:
                         self._idle.append(line)
-                        return _admitted(plan, key, cost, reply[0])
+                        return self._admitted(plan, key, cost, reply[0])
                     attempt = Attempt(line, reply, sent)
             else:
                 self._idle.append(line)  # The flow knows what to do with it.

@@ -1,0 +1,57 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.contract import Kind, Rig
+from tests.servers import Server, binaries, server, valkey
+
+__all__ = ["make_rig", "server", "server_named", "valkey"]
+
+settings.register_profile(
+    "tests",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+#: For a long look now and then: pytest --hypothesis-profile=search
+settings.register_profile("search", settings.get_profile("tests"), max_examples=5000, derandomize=False)  # fmt: skip # noqa: E501
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def server_named() -> Iterator[Callable[[str], Server]]:
+    """A server by the name of its binary, started when first asked for."""
+    started: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def get(name: str) -> Server:
+            if name not in started:
+                started[name] = stack.enter_context(Server(binaries()[name]))
+            return started[name]
+
+        yield get
+
+
+@pytest.fixture
+def make_rig(server_named: Callable[[str], Server]) -> Iterator[Callable[..., Rig]]:
+    """Makes rigs, and closes them after the test."""
+    with ExitStack() as stack:
+
+        def make(kind: Kind, algorithm: str = "token_bucket") -> Rig:
+            if kind.real:
+                server = server_named(kind.where)
+                rig = Rig(kind, algorithm, server.url, stack.enter_context(server.client()))
+            else:
+                rig = Rig(kind, algorithm)
+            stack.callback(rig.close)
+            return rig
+
+        yield make

@@ -1,0 +1,43 @@
+"""The golden vectors: every store gives the recorded answers and states, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract import STORES, Rig
+from tests.vectors.make import make
+from tests.vectors.timeline import Replay
+from throttled.algorithms.plan import ALGORITHMS
+
+HERE = Path(__file__).parent / "vectors"
+GIVEN = {"now", "do", "cost", "patience", "quota", "delta", "slot", "promise"}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_files_are_current(algorithm: str) -> None:
+    written = (HERE / f"{algorithm}.json").read_text("utf-8")
+    assert written == make(algorithm), "run `make vectors` and look at the difference"
+
+
+def test_there_is_a_file_for_each_algorithm() -> None:
+    assert {path.stem for path in HERE.glob("*.json")} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("store", STORES)
+def test_vectors(make_rig: Callable[..., Rig], store: Any, algorithm: str) -> None:
+    rig = make_rig(store, algorithm)
+    vectors = json.loads((HERE / f"{algorithm}.json").read_text("utf-8"))
+    assert vectors["algorithm"] == algorithm
+    for number, timeline in enumerate(vectors["timelines"]):
+        replay = Replay(rig, rig.clock, rig.dump, algorithm, f"{rig.prefix}-{number}")
+        replay.bind(timeline["quota"])
+        for step in timeline["steps"]:
+            answer = replay.do(step)
+            expected = {name: step[name] for name in answer}
+            assert answer == expected, (timeline["name"], step)

@@ -1,0 +1,39 @@
+"""The names of `throttled`, awaited.
+
+from throttled.asyncio import Throttled
+
+throttle = Throttled(quota="100/s burst 200")
+
+async def handle():
+    if (await throttle.limit("user:1")).limited:
+        ...
+"""
+
+from throttled import exceptions, rate_limiter, utils
+from throttled.algorithms.plan import RateLimiterType
+from throttled.asyncio import store
+from throttled.asyncio.store import MemoryStore, RedisStore
+from throttled.asyncio.throttled import Throttled
+from throttled.quota import Quota, Rate, per_day, per_duration, per_hour, per_min, per_sec, per_week
+from throttled.result import RateLimitResult, RateLimitState
+
+__all__ = [
+    "MemoryStore",
+    "Quota",
+    "Rate",
+    "RateLimitResult",
+    "RateLimitState",
+    "RateLimiterType",
+    "RedisStore",
+    "Throttled",
+    "exceptions",
+    "per_day",
+    "per_duration",
+    "per_hour",
+    "per_min",
+    "per_sec",
+    "per_week",
+    "rate_limiter",
+    "store",
+    "utils",
+]

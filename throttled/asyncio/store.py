@@ -1,0 +1,21 @@
+"""The stores for async code: the same `MemoryStore`, and a `RedisStore` that is awaited."""
+
+from throttled.store import (
+    AsyncStore,
+    ClusterConnectionFactory,
+    ConnectionFactory,
+    MemoryStore,
+    SentinelConnectionFactory,
+    Store,
+)
+from throttled.store.aioredis import RedisStore
+
+__all__ = [
+    "AsyncStore",
+    "ClusterConnectionFactory",
+    "ConnectionFactory",
+    "MemoryStore",
+    "RedisStore",
+    "SentinelConnectionFactory",
+    "Store",
+]
