@@ -272,7 +272,7 @@ def test_urls_and_options_become_the_arguments_of_connections(asynchronous: bool
         return ConnectionFactory(options, asynchronous).make_connection_params(url)
 
     plain = params("redis://u:p%40w@h:7/2", SOCKET_TIMEOUT=0.5, SOCKET_CONNECT_TIMEOUT=2)
-    assert plain["host"], plain["port"] == ("h", 7)
+    assert (plain["host"], plain["port"]) == ("h", 7)
     assert (plain["username"], plain["password"], plain["db"]) == ("u", "p@w", 2)
     assert (plain["socket_timeout"], plain["socket_connect_timeout"]) == (0.5, 2)
     assert params("redis://h", PASSWORD="x")["password"] == "x"
@@ -283,7 +283,7 @@ def test_urls_and_options_become_the_arguments_of_connections(asynchronous: bool
         params("redis://h", CONNECTION_POOL_KWARGS={"socket_timeout": None})["socket_timeout"]
         is None
     )
-    assert params("redis://h?protocol=3")["protocol"] == 3
+    assert int(params("redis://h?protocol=3")["protocol"]) == 3
     flavour = "redis.asyncio" if asynchronous else "redis."
     assert params("rediss://h")["connection_class"].__name__ == "SSLConnection"
     assert params("rediss://h")["connection_class"].__module__.startswith(flavour)

@@ -125,7 +125,11 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         at, credit = state
         return at - (credit - full) / rate // 1.0
 
-    return Steps(admit_by(take, queue), queue, take, adjust, reset_at)
+    def owed(state: State, now: float) -> float:
+        at, credit = state
+        return at - (credit - full) / rate - now
+
+    return Steps(admit_by(take, queue), queue, take, adjust, reset_at, owed)
 
 
 def dump(state: State) -> tuple[str, ...]:

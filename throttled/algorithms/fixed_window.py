@@ -108,7 +108,13 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             return last + span
         return start + span if count else start
 
-    return Steps(admit_by(take, queue), queue, take, adjust, reset_at)
+    def owed(state: State, now: float) -> float:
+        start, count, last, booked = state
+        if last:
+            count, start = booked + most, last  # the windows before it are used up
+        return count * span / most if now < start + span else 0.0
+
+    return Steps(admit_by(take, queue), queue, take, adjust, reset_at, owed)
 
 
 def dump(state: State) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from throttled.algorithms import bucket, fixed_window, sliding_window, sliding_window_log
-from throttled.algorithms.steps import Adjust, Admit, ResetAt, Steps, Take
+from throttled.algorithms.steps import Adjust, Admit, Owed, ResetAt, Steps, Take
 from throttled.exceptions import DataError
 from throttled.quota import Quota
 
@@ -69,6 +69,7 @@ class Plan:
         "dump",
         "kind",
         "limit",
+        "owed",
         "period",
         "prefix",
         "queue",
@@ -82,6 +83,7 @@ class Plan:
     take: Take[Any]
     adjust: Adjust[Any]
     reset_at: ResetAt[Any]
+    owed: Owed[Any]
 
     def __init__(self, algorithm: str, quota: Quota, prefix: str, name: str | None) -> None:
         module = ALGORITHMS[algorithm]
@@ -102,7 +104,7 @@ class Plan:
         self.capacity = burst
         self.prefix = f"{prefix}:v1:{algorithm}:{period}:{name + ':' if name else ''}"
         steps: Steps[Any] = module.bind(limit, period, burst)
-        self.admit, self.queue, self.take, self.adjust, self.reset_at = steps
+        self.admit, self.queue, self.take, self.adjust, self.reset_at, self.owed = steps
         self.dump = module.dump
         self.appends = module is sliding_window_log
 
@@ -131,7 +133,7 @@ def make_plan(
     ambiguous, and for a log that is too long.
     """
     for what, text in (("key_prefix", prefix), ("rule name", name)):
-        if text is None:
+        if text is None and what == "rule name":
             continue
         if not isinstance(text, str) or not text or any(brace in text for brace in "{}"):
             raise DataError(

@@ -142,7 +142,12 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             return last - last % span + span + span
         return last - last % span + span if previous else last
 
-    return Steps(admit_by(take, queue), queue, take, adjust, reset_at)
+    def owed(state: State, now: float) -> float:
+        if now >= reset_at(state):
+            return 0.0
+        return (state[1] + state[2]) * span / most
+
+    return Steps(admit_by(take, queue), queue, take, adjust, reset_at, owed)
 
 
 def dump(state: State) -> tuple[str, ...]:

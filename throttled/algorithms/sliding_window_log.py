@@ -204,7 +204,13 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         _, slots, _, head, tail, _ = state
         return slots[tail - 1] + span if head < tail else 0.0
 
-    return Steps(admit, queue, take, adjust, reset_at)
+    def owed(state: State, now: float) -> float:
+        _, slots, befores, head, tail, total = state
+        if head == tail or now >= slots[tail - 1] + span:
+            return 0.0
+        return (total - befores[head]) * span / most
+
+    return Steps(admit, queue, take, adjust, reset_at, owed)
 
 
 def dump(state: State) -> tuple[str, ...]:

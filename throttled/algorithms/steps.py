@@ -58,6 +58,16 @@ class ResetAt(Protocol[S_contra]):
     def __call__(self, state: S_contra, /) -> float: ...
 
 
+class Owed(Protocol[S_contra]):
+    """`(state, now) -> µs` of its rate that a state stands for: what is lost by forgetting it.
+
+    0 or less when it equals that of a key never seen. Used up earlier or later, a key that is
+    used up owes more than one that took a single token.
+    """
+
+    def __call__(self, state: S_contra, now: float, /) -> float: ...
+
+
 class Steps(NamedTuple, Generic[S]):
     """The pure steps of one algorithm, bound to limit, period and burst."""
 
@@ -67,6 +77,7 @@ class Steps(NamedTuple, Generic[S]):
     take: Take[S]
     adjust: Adjust[S]
     reset_at: ResetAt[S]
+    owed: Owed[S]
 
 
 def admit_by(take: Take[S], queue: Admit[S]) -> Admit[S]:

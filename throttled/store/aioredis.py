@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from throttled.store.base import AsyncStore, Call, Reply, Ticket
-from throttled.store.connection import Shared
-from throttled.store.exchange import GRACE, Flow, Line, Road
+from throttled.store.connection import DEFAULT_SERVER, Shared
+from throttled.store.exchange import GRACE, Attempt, Flow, Line, Road
 from throttled.store.redis import RedisCalls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
     from types import TracebackType
 
     from throttled.algorithms.plan import Plan
@@ -25,7 +25,7 @@ _leftovers: set[asyncio.Task[Any]] = set()
 class AsyncLine(Line):
     """A connection of redis-py's asyncio flavour."""
 
-    __slots__ = ()
+    __slots__ = ("writer",)
 
     doubtful = True  # It knows what the loop has read so far.
 
@@ -37,14 +37,19 @@ class AsyncLine(Line):
             return None
         return writer.get_extra_info("socket")
 
-    def fit(self) -> Any:
-        # The loop may have read something already, or not have looked at the socket for long.
-        return self._fit() if self.quiet() else False
+    def watch(self) -> bool:
+        self.writer: Any = getattr(self.conn, "_writer", None)
+        return super().watch()
 
-    async def _fit(self) -> bool:
-        # Older redis-py has it under another name.
-        look = getattr(self.conn, "can_read", None) or self.conn.can_read_destructive
-        return not await look()
+    def quiet(self) -> bool:
+        # The loop may have read something already, or not have looked at the socket for long.
+        writer = self.writer
+        return (
+            self.conn._writer is writer
+            and not writer.is_closing()
+            and not self.conn._reader._buffer
+            and not self.poll(0)
+        )
 
     def send(self, request: bytes) -> Any:
         writer = getattr(self.conn, "_writer", None)
@@ -104,7 +109,7 @@ async def _driven(flow: Flow[Any], thrown: BaseException | None = None) -> Any:
         return stop.value
 
 
-async def _finished(flow: Flow[Any], cancelled: BaseException) -> None:
+async def _finished(flow: Flow[Any], cancelled: BaseException | None = None) -> None:
     try:
         await _driven(flow, cancelled)
     except BaseException:
@@ -127,8 +132,15 @@ class RedisStore(RedisCalls, AsyncStore):
     line = AsyncLine
     _shared = Shared()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        server: str | None = DEFAULT_SERVER,
+        options: Mapping[str, Any] | None = None,
+        *,
+        client: Any = None,
+        clock: Any = None,
+    ) -> None:
+        super().__init__(server, options, client=client, clock=clock)
         self._roads: dict[asyncio.AbstractEventLoop, Road] = {}
         self._ends: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
 
@@ -179,8 +191,36 @@ class RedisStore(RedisCalls, AsyncStore):
 
     async def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call; `patience` in µs, `LOOK` to change nothing."""
-        reply: Reply = await self._called(self._run(plan, key, cost, patience))
-        return reply
+        # The flow of `_run` for a connection at hand and a reply that is in order, written out as
+        # in the sync store. Everything else is left to it.
+        attempt: Attempt | None = None
+        road = self._roads.get(asyncio.get_running_loop())
+        if road is not None and road.idle and self._clock is None:
+            line: Any = road.idle.pop()
+            if line.quiet():
+                line.unread = True
+                request = self._wording(plan).asking(key, cost, patience)
+                try:
+                    line.writer.writelines([request])
+                    reply = await line.conn.read_response(
+                        disable_decoding=True, disconnect_on_error=False
+                    )
+                except asyncio.CancelledError as cancelled:
+                    attempt = Attempt(line, cancelled, True)
+                    _kept(_finished(self._run(plan, key, cost, patience, attempt)))
+                    raise
+                except BaseException as error:
+                    attempt = Attempt(line, error, True)
+                else:
+                    line.unread = False
+                    if reply.__class__ is list and reply and reply[0].__class__ is list:
+                        road.idle.append(line)
+                        return self._admitted(plan, key, cost, reply[0])
+                    attempt = Attempt(line, reply, True)
+            else:
+                road.idle.append(line)  # The flow knows what to do with it.
+        decided: Reply = await self._called(self._run(plan, key, cost, patience, attempt))
+        return decided
 
     async def run_many(self, calls: Sequence[Call]) -> list[Any]:
         """Decide several calls in one round trip; an error stands in the place of its call."""

@@ -266,10 +266,6 @@ class Line:
         """Nothing waits to be read, not even the end: fit for a new request."""
         return self.socket() is self.sock and not self.poll(0)
 
-    def fit(self) -> Any:
-        """The same, with all that the flavour adds. A step of a flow."""
-        return self.quiet()
-
     def socket(self) -> Any:
         """The socket, or None where it is hidden, as by TLS: readable says nothing there."""
         raise NotImplementedError
@@ -347,7 +343,7 @@ class HeldLane(Lane):
                 line = self.idle.pop()
             except IndexError:  # Another thread was faster.
                 break
-            if (yield line.fit()):
+            if line.quiet():
                 return line
             line.unread = True
             yield from super().give(line)
@@ -373,7 +369,7 @@ class NodeLane(Lane):
     def take(self) -> Flow[Line]:
         conn = self.pool.acquire_connection()
         line = self.line(conn)
-        if not (conn.is_connected and line.watch() and (yield line.fit())):
+        if not (conn.is_connected and line.watch() and line.quiet()):
             line = yield from self._again(line)
         return line
 

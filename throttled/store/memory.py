@@ -30,8 +30,10 @@ from throttled.store.base import Call, Reply, Sleeper, Steps, Store, Ticket, Wai
 logger = logging.getLogger("throttled")
 
 DEFAULT_MAX_SIZE = 65_536
-#: How many of the least recently used keys are compared when one has to go.
+#: How many of the least recently used keys are compared when one has to go …
 _FEW = 8
+#: … and how many are looked at, now and then, for one that is no longer worth anything.
+_MANY = 64
 #: A double between 2**52 and 2**53 is a whole number: adding this rounds seconds x 10**6 to µs.
 _ROUND = 2.0**52
 #: The state of a cell that is no longer in the table.
@@ -50,16 +52,17 @@ class _Cell:
 class _Table(Cache[str, _Cell]):
     """A `cachetools` cache with an eviction rule of its own.
 
-    Among the few least recently used keys, one whose state equals a fresh key's goes first, else
-    the one nearest to its reset; the others are spared and count as used. Plain LRU would let a
-    flood of fresh keys free a blocked one.
+    Keys whose state equals a fresh key's go first, else among a few least recently used the one
+    that owes least, which for a bucket is the one nearest to its reset; the others are spared and
+    count as used. Plain LRU would let a flood of fresh keys free a blocked one.
     """
 
     def __init__(self, maxsize: int) -> None:
         super().__init__(maxsize)
         self.cells: OrderedDict[str, _Cell] = OrderedDict()  # least recently used first
         self.now = 0.0
-        self.last_left = 0.0  # µs to its reset that the last key evicted alive had
+        self.last_debt = 0.0  # what the last key that was evicted alive had owed, see plan.owed
+        self.since_look = 0
         self.evicted = 0
 
     def __setitem__(self, name: str, cell: _Cell) -> None:
@@ -71,30 +74,45 @@ class _Table(Cache[str, _Cell]):
         self.cells.pop(name).state = _GONE
 
     def popitem(self) -> tuple[str, _Cell]:
-        cells, now = self.cells, self.now
-        pop = cells.popitem
-        name, cell = pop(False)
-        reset_at = cell.plan.reset_at
-        left = reset_at(cell.state) - now
-        # One no worse than the last to go is let go at once; looking at cold keys costs.
-        if left > self.last_left + self.last_left:
-            for _ in range(min(_FEW - 1, len(cells))):
-                other_name, other = pop(False)
-                reset_at = other.plan.reset_at
-                other_left = reset_at(other.state) - now
-                if other_left < left:
-                    cells[name] = cell
-                    name, cell, left = other_name, other, other_left
-                else:
-                    cells[other_name] = other
-        if left > 0.0:
-            self.last_left = left
+        name, cell = self.cells.popitem(False)
+        owed = cell.plan.owed
+        debt = owed(cell.state, self.now)
+        # One that owes no more than the last to go is let go at once: looking at cold keys costs.
+        if debt > 0.0 and (debt > 2.0 * self.last_debt or self.since_look >= 8 * _MANY):
+            name, cell, debt = self._look(name, cell, debt)
+        if debt > 0.0:
+            self.last_debt = debt
+            self.since_look += 1
             self.evicted += 1
             if self.evicted == 1:
                 self._warn()
         Cache.__delitem__(self, name)
         cell.state = _GONE
         return name, cell
+
+    def _look(self, name: str, cell: _Cell, debt: float) -> tuple[str, _Cell, float]:
+        """The one to go in place of the least recently used: one that owes nothing, however many
+        have to be looked at (all of those found go), else the one of a few that owes least."""
+        self.since_look = 0
+        cells, now = self.cells, self.now
+        worthless: tuple[str, _Cell] | None = None
+        for place in range(min(_MANY, len(cells))):
+            other_name, other = cells.popitem(False)
+            other_debt = other.plan.owed(other.state, now)
+            if other_debt <= 0.0:
+                if worthless is not None:
+                    Cache.__delitem__(self, worthless[0])
+                    worthless[1].state = _GONE
+                worthless = other_name, other
+            elif other_debt < debt and place < _FEW:
+                cells[name] = cell
+                name, cell, debt = other_name, other, other_debt
+            else:
+                cells[other_name] = other
+        if worthless is None:
+            return name, cell, debt
+        cells[name] = cell
+        return *worthless, 0.0
 
     def _warn(self) -> None:
         logger.warning(

@@ -27,9 +27,11 @@ function strings.open(key, fields)
   if not raw then return nil end
   if type(raw) == 'table' then return nil, raw.err end
   local a, b, c, d = raw:match(shapes[fields])
-  local state = {whole(a), whole(b), whole(c), whole(d), raw = raw}
-  if #state ~= fields then return nil, 'damaged state: ' .. raw:sub(1, 100) end
-  return state
+  a, b, c, d = whole(a), whole(b), whole(c), whole(d)
+  if not (a and b) or (fields == 4 and not (c and d)) then
+    return nil, 'damaged state: ' .. raw:sub(1, 100)
+  end
+  return {a, b, c, d, raw = raw}
 end
 
 function strings.save(state, ttl, key)
@@ -60,7 +62,7 @@ local function open_rule(name)
       local ttl = 0
       if before ~= '' then
         local a, b, c, d = before:match(shapes[rule.fields])
-        local state = {whole(a), whole(b), whole(c), whole(d)}
+        local state = {whole(a), whole(b), whole(c), whole(d)}  -- as this script wrote it
         ttl = milliseconds(rule.reset_at(state, limit, period, burst) - now)
       end
       if ttl > 0 then redis.call('SET', key, before, 'PX', ttl) else redis.call('DEL', key) end

@@ -331,14 +331,15 @@ def _holdable(pool: Any) -> bool:
     """Whether connections may stay checked out of a pool of ours between calls.
 
     Not of a pool that does more than keep them (blocks, follows a master, or is a user's own), nor
-    where redis-py has something to do with a connection when it comes back.
+    where redis-py has something to do with a connection between two calls.
     """
     plain = any(
         type(pool) is import_module(module).ConnectionPool
         for module in ("redis.connection", "redis.asyncio.connection")
     )
     kwargs: Mapping[str, Any] = pool.connection_kwargs if plain else {}
-    return plain and str(kwargs.get("protocol")) == "2" and not kwargs.get("credential_provider")
+    busy = kwargs.get("credential_provider") or kwargs.get("health_check_interval")
+    return plain and str(kwargs.get("protocol")) == "2" and not busy
 
 
 def _client_name(client: Any) -> str:
@@ -360,11 +361,9 @@ class SyncLine(Line):
 
     def watch(self) -> bool:
         # What redis-py does around the socket and the parser is bookkeeping of retries, which have
-        # no place here, and of health checks: those connections go their way.
+        # no place here.
         self.parser: Any = getattr(self.conn, "_parser", None)
-        if self.parser is None or self.conn.health_check_interval:
-            return False
-        return super().watch()
+        return self.parser is not None and super().watch()
 
     def socket(self) -> Any:
         sock = getattr(self.conn, "_sock", None)
