@@ -22,7 +22,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 #: For a long look now and then: pytest --hypothesis-profile=search
-settings.register_profile("search", settings.get_profile("tests"), max_examples=5000, derandomize=False)  # fmt: skip # noqa: E501
+settings.register_profile(
+    "search", settings.get_profile("tests"), max_examples=5000, derandomize=False
+)
 settings.load_profile("tests")
 
 

@@ -47,7 +47,11 @@ class Kind:
         return self.where in binaries()
 
 
-KINDS = [Kind(where, flavour) for where in ("memory", "fakeredis", *binaries()) for flavour in (False, True)]  # fmt: skip # noqa: E501
+KINDS = [
+    Kind(where, flavour)
+    for where in ("memory", "fakeredis", *binaries())
+    for flavour in (False, True)
+]
 #: For `parametrize`: every kind, those on a real server with the mark for it.
 STORES = [
     pytest.param(kind, id=str(kind), marks=[pytest.mark.server] if kind.real else [])
@@ -86,8 +90,16 @@ class Rig:
                 self.store = RedisStore(client=client, clock=self.clock)
             self._client = client
         else:
-            store = AsyncRedisStore if kind.asynchronous else RedisStore
-            self.store = store(url, clock=self.clock)
+            self._url = url
+            self.store = self._on_server(clock=self.clock)
+
+    def _on_server(self, **arguments: Any) -> Any:
+        made = AsyncRedisStore if self.kind.asynchronous else RedisStore
+        return made(self._url, **arguments)
+
+    def wall_store(self) -> Any:
+        """A store on the same server that goes by the server's time; close it."""
+        return self._on_server()
 
     def close(self) -> None:
         self.wait(self.store.close())

@@ -128,9 +128,7 @@ def test_threads_while_keys_are_evicted() -> None:
 @each_algorithm
 def test_threads_on_a_server(server: Server, prefix: str, algorithm: str) -> None:
     with RedisStore(server.url) as store:
-        throttle = Throttled(
-            using=algorithm, quota=f"200/{YEAR}", store=store, key_prefix=prefix
-        )
+        throttle = Throttled(using=algorithm, quota=f"200/{YEAR}", store=store, key_prefix=prefix)
         assert admitted_by_threads(lambda: throttle.limit("key").allowed, 10) == 200
 
 
@@ -162,7 +160,9 @@ def test_tasks_in_memory(algorithm: str, backend: str) -> None:
 @pytest.mark.server
 @each_algorithm
 async def test_tasks_on_a_server(server: Server, prefix: str, algorithm: str) -> None:
-    async with AsyncRedisStore(server.url, {"CONNECTION_POOL_KWARGS": {"max_connections": 2000}}) as store:  # fmt: skip # noqa: E501
+    async with AsyncRedisStore(
+        server.url, {"CONNECTION_POOL_KWARGS": {"max_connections": 2000}}
+    ) as store:
         throttle = AsyncThrottled(
             using=algorithm, quota=f"500/{YEAR}", store=store, key_prefix=prefix
         )
@@ -227,9 +227,7 @@ def test_threads_asyncio_and_trio_share_a_store() -> None:
 
 def in_a_process(url: str, algorithm: str, prefix: str, times: int) -> int:
     with RedisStore(url) as store:
-        throttle = Throttled(
-            using=algorithm, quota=f"300/{YEAR}", store=store, key_prefix=prefix
-        )
+        throttle = Throttled(using=algorithm, quota=f"300/{YEAR}", store=store, key_prefix=prefix)
         return sum(throttle.limit("key").allowed for _ in range(times))
 
 
@@ -300,9 +298,7 @@ def test_a_child_counts_on_its_own_in_memory() -> None:
     store = MemoryStore()
     throttle = Throttled(quota=f"2/{YEAR}", store=store)
     assert throttle.limit("key").allowed
-    assert in_a_child(
-        lambda: throttle.limit("key").allowed and throttle.limit("key").limited
-    )
+    assert in_a_child(lambda: throttle.limit("key").allowed and throttle.limit("key").limited)
     assert throttle.limit("key").allowed
     assert throttle.limit("key").limited
 

@@ -54,11 +54,15 @@ def test_both_flavours_take_the_same_arguments(name: str) -> None:
     assert parameters(getattr(sync, name)) == parameters(getattr(async_, name))
 
 
-@pytest.mark.parametrize("name", ["run", "run_many", "adjust", "undo", "withdraw", "arrived", "reset", "close"])  # fmt: skip # noqa: E501
+@pytest.mark.parametrize(
+    "name", ["run", "run_many", "adjust", "undo", "withdraw", "arrived", "reset", "close"]
+)
 def test_both_redis_stores_take_the_same_arguments(name: str) -> None:
     sync = getattr(throttled.store.RedisStore, name)
     async_ = getattr(throttled.asyncio.store.RedisStore, name)
-    assert parameters(sync) == parameters(async_) == parameters(getattr(throttled.MemoryStore, name))
+    assert (
+        parameters(sync) == parameters(async_) == parameters(getattr(throttled.MemoryStore, name))
+    )
     assert not inspect.iscoroutinefunction(sync)
     assert inspect.iscoroutinefunction(async_)
 
@@ -71,7 +75,9 @@ def test_parameters_and_defaults_people_rely_on() -> None:
     plain = throttle()
     assert (plain.key, plain.timeout, plain.cost) == (None, -1, 1)
     assert (plain.quota.limit, plain.quota.burst, plain.quota.period_us) == (60, 60, 60_000_000)
-    assert repr(plain).startswith("Throttled(using='token_bucket', quota='60/m', store=MemoryStore(")
+    assert repr(plain).startswith(
+        "Throttled(using='token_bucket', quota='60/m', store=MemoryStore("
+    )
     keyed = throttled.asyncio.Throttled(key="k", quota="5/s", using="gcra")
     assert repr(keyed).startswith("Throttled(key='k', using='gcra', quota='5/s', store=")
 
@@ -116,7 +122,7 @@ def test_errors_have_one_base() -> None:
 
 
 def test_the_documented_first_call() -> None:
-    """"60 requests a minute by default; the reprs are what the documentation shows."""
+    """60 requests a minute by default; the reprs are what the documentation shows."""
     from throttled.testing import FakeClock
 
     throttle = throttled.Throttled(store=throttled.MemoryStore(clock=FakeClock()))
@@ -145,7 +151,7 @@ import sys, threading
 import throttled, throttled.asyncio, throttled.store, throttled.asyncio.store, throttled.testing
 throttled.Throttled(quota="5/s").limit("key")
 loaded = [name for name in sys.modules if name.split(".")[0] in
-          ("redis", "hiredis", "fakeredis", "rich", "trio", "concurrent")]
+          ("redis", "hiredis", "fakeredis", "rich", "trio")]
 assert not loaded, loaded
 assert threading.active_count() == 1, threading.enumerate()
 """

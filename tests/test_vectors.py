@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.contract import STORES, Rig
+from tests.contract import STORES, Kind, Rig
 from tests.vectors.make import make
 from tests.vectors.timeline import Replay
 from throttled.algorithms.plan import ALGORITHMS
 
 HERE = Path(__file__).parent / "vectors"
-GIVEN = {"now", "do", "cost", "patience", "quota", "delta", "slot", "promise"}
+#: The async stores put the same bytes on the wire: on one server it shows.
+REPLAYED = [
+    param for param in STORES if not param.values[0].asynchronous or str(param.id) == "valkey-async"
+]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -29,9 +31,9 @@ def test_there_is_a_file_for_each_algorithm() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("store", STORES)
-def test_vectors(make_rig: Callable[..., Rig], store: Any, algorithm: str) -> None:
-    rig = make_rig(store, algorithm)
+@pytest.mark.parametrize("kind", REPLAYED)
+def test_vectors(make_rig: Callable[..., Rig], kind: Kind, algorithm: str) -> None:
+    rig = make_rig(kind, algorithm)
     vectors = json.loads((HERE / f"{algorithm}.json").read_text("utf-8"))
     assert vectors["algorithm"] == algorithm
     for number, timeline in enumerate(vectors["timelines"]):

@@ -170,9 +170,7 @@ needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX 
 
 @needs_signals
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_an_interrupted_wait_gives_back(
-    algorithm: str, interrupt: Callable[[float], None]
-) -> None:
+def test_an_interrupted_wait_gives_back(algorithm: str, interrupt: Callable[[float], None]) -> None:
     store = MemoryStore()
     throttle = Throttled(using=algorithm, quota="1/366d", timeout=1e9, store=store)
     plan = make_plan(algorithm, Quota.parse("1/366d"))
@@ -266,7 +264,9 @@ async def test_a_timeout_around_a_wait() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await throttle.limit("key")
-    assert throttle.store.run(make_plan("token_bucket", Quota.parse("1/m")), "key", 1, LOOK)[1] <= 60e6  # fmt: skip # type: ignore[index] # noqa: E501
+    assert (
+        throttle.store.run(make_plan("token_bucket", Quota.parse("1/m")), "key", 1, LOOK)[1] <= 60e6
+    )  # type: ignore[index]
 
 
 # -- what does not wait ---------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_what_cannot_fit_its_timeout_returns_at_once() -> None:
     assert throttle.limit(cost=2, timeout=1e6).limited
     with pytest.raises(LimitedError), throttle:
         pass
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 0.5  # not even the shortest timeout
 
 
 def test_a_short_wait_is_waited_out() -> None:

@@ -99,7 +99,7 @@ async def coroutine(a: int) -> bytes:
     return b"" * a
 
 
-assert_type(coroutine(1), Coroutine[Any, Any, bytes])
+unawaited: Coroutine[Any, Any, bytes] = coroutine(1)
 
 
 @async_throttle

@@ -292,10 +292,13 @@ TIMELINES: tuple[tuple[str, str, Callable[[Timeline], None]], ...] = (
     ("longest period, waiting", "1000/366d burst 10", waiting),
     ("a million a second", "1000000/s", plain),
     ("a million a second, waiting", "1000000/s", waiting),
-    *((f"wandering {n}", quota, wandering(n)) for n, quota in enumerate(
-        ("5/s", "10/m burst 3", "1/s", "100/s burst 1", "3/7ms burst 4", "1000/h", "17/366d")
-    )),
-)  # fmt: skip
+    *(
+        (f"wandering {n}", quota, wandering(n))
+        for n, quota in enumerate(
+            ("5/s", "10/m burst 3", "1/s", "100/s burst 1", "3/7ms burst 4", "1000/h", "17/366d")
+        )
+    ),
+)
 
 #: Beyond what a log remembers.
 LARGE: tuple[tuple[str, str, Callable[[Timeline], None]], ...] = (

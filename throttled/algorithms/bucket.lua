@@ -42,6 +42,8 @@ function rule.admit(state, now, cost, patience, limit, period, burst)
   return written, wait, remaining, at - now - floor((credit - full) / limit)
 end
 
+if op == 'admit' then return rule end
+
 function rule.adjust(state, now, delta, slot, limit, period, burst)
   local full = burst * period
   local at, credit = advance(state, now, limit, period, full)

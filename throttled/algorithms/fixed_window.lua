@@ -44,14 +44,16 @@ function rule.admit(state, now, cost, patience, limit, period)
     end
     wait = slot - now
     if wait <= patience then
-      last = slot
-      written = {start, count, slot, taken}
+      last, booked = slot, taken
+      written = {start, count, last, booked}
     end
   end
-  if last ~= 0 then return written, wait, 0, last + period - now end
+  if last ~= 0 then return written, wait, 0, (booked > 0 and last + period or last) - now end
   return written, wait, count < limit and limit - count or 0,
     count > 0 and start + period - now or 0
 end
+
+if op == 'admit' then return rule end
 
 function rule.adjust(state, now, delta, slot, limit, period)
   local start, count, last, booked = advance(state, now, limit, period)
@@ -68,7 +70,7 @@ function rule.adjust(state, now, delta, slot, limit, period)
 end
 
 function rule.reset_at(state, limit, period)
-  if state[3] ~= 0 then return state[3] + period end
+  if state[3] ~= 0 then return state[4] > 0 and state[3] + period or state[3] end
   return state[2] > 0 and state[1] + period or state[1]
 end
 

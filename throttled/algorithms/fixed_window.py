@@ -72,10 +72,10 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                 slot, taken = last + span, float(cost)
             wait = slot - now
             if wait <= patience:
-                last = slot
-                written = (start, count, slot, taken)
+                last, booked = slot, taken
+                written = (start, count, last, booked)
         if last:
-            return written, wait, 0.0, last + span - now
+            return written, wait, 0.0, (last + span if booked else last) - now
         room = most - count
         return (
             written,
@@ -103,9 +103,9 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         return (start, count, last, booked), None
 
     def reset_at(state: State) -> float:
-        start, count, last, _ = state
+        start, count, last, booked = state
         if last:
-            return last + span
+            return last + span if booked else last
         return start + span if count else start
 
     def owed(state: State, now: float) -> float:

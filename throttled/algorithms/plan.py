@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 from math import inf
@@ -75,6 +76,7 @@ class Plan:
         "queue",
         "quota",
         "reset_at",
+        "same",
         "take",
     )
 
@@ -84,6 +86,7 @@ class Plan:
     adjust: Adjust[Any]
     reset_at: ResetAt[Any]
     owed: Owed[Any]
+    same: Callable[[Any, Any], bool]
 
     def __init__(self, algorithm: str, quota: Quota, prefix: str, name: str | None) -> None:
         module = ALGORITHMS[algorithm]
@@ -104,7 +107,8 @@ class Plan:
         self.capacity = burst
         self.prefix = f"{prefix}:v1:{algorithm}:{period}:{name + ':' if name else ''}"
         steps: Steps[Any] = module.bind(limit, period, burst)
-        self.admit, self.queue, self.take, self.adjust, self.reset_at, self.owed = steps
+        self.admit, self.queue, self.take, self.adjust = steps[:4]
+        self.reset_at, self.owed, self.same = steps[4:]
         self.dump = module.dump
         self.appends = module is sliding_window_log
 

@@ -25,12 +25,6 @@ local function advance(state, now, period)
   return at, previous, current, last, start, stepped
 end
 
-function rule.reset_at(state, limit, period)
-  local last = state[4]
-  if state[3] > 0 then return last - last % period + period + period end
-  return state[2] > 0 and last - last % period + period or last
-end
-
 function rule.admit(state, now, cost, patience, limit, period)
   local at, previous, current, last, start, stepped = advance(state, now, period)
   local written = stepped and {at, previous, current, last} or nil
@@ -77,7 +71,21 @@ function rule.admit(state, now, cost, patience, limit, period)
     free = limit - current + floor(-need / period)
     if free < 0 then free = 0 end
   end
-  return written, wait, free, rule.reset_at({at, previous, current, last}, limit, period) - now
+  local reset_at = last
+  if current > 0 then
+    reset_at = start + period + period
+  elseif previous > 0 then
+    reset_at = start + period
+  end
+  return written, wait, free, reset_at - now
+end
+
+if op == 'admit' then return rule end
+
+function rule.reset_at(state, limit, period)
+  local last = state[4]
+  if state[3] > 0 then return last - last % period + period + period end
+  return state[2] > 0 and last - last % period + period or last
 end
 
 function rule.adjust(state, now, delta, slot, limit, period)

@@ -24,7 +24,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from math import inf
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from throttled.algorithms.steps import Steps
 
@@ -210,11 +210,29 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             return 0.0
         return (total - befores[head]) * span / most
 
-    return Steps(admit, queue, take, adjust, reset_at, owed)
+    def same(one: State, other: State) -> bool:
+        # Whatever happens to a log changes its end.
+        return end(one) == end(other)
+
+    return Steps(admit, queue, take, adjust, reset_at, owed, same)
+
+
+def end(state: State) -> tuple[float, ...]:
+    """The end of a log: its last entry, its total and the instant written."""
+    at, slots, befores, head, tail, total = state
+    if head == tail:
+        return (total, at)
+    return (slots[tail - 1], befores[tail - 1], total, at)
 
 
 def dump(state: State) -> tuple[str, ...]:
-    """The state as the list that Redis holds: slot, before, slot, before, …, total, at."""
+    """The state as the list that Redis holds: before, slot, before, slot, …, total, and then -at
+    where that is not the last slot."""
     at, slots, befores, head, tail, total = state
-    numbers: list[Any] = [n for i in range(head, tail) for n in (slots[i], befores[i])]
-    return tuple([f"{number:.17g}" for number in [*numbers, total, at]])
+    if head == tail:
+        return ()
+    numbers = [number for i in range(head, tail) for number in (befores[i], slots[i])]
+    numbers.append(total)
+    if at != slots[tail - 1]:
+        numbers.append(-at)
+    return tuple([f"{number:.17g}" for number in numbers])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
+from operator import eq
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 S = TypeVar("S")
@@ -78,6 +80,8 @@ class Steps(NamedTuple, Generic[S]):
     adjust: Adjust[S]
     reset_at: ResetAt[S]
     owed: Owed[S]
+    #: Whether two states are the same, as far as an undo has to know.
+    same: Callable[[S, S], bool] = eq
 
 
 def admit_by(take: Take[S], queue: Admit[S]) -> Admit[S]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections import deque
+from bisect import insort_right
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -159,24 +158,35 @@ class AsyncStore(ABC):
 Steps = Generator[tuple[bool, Ticket], bool, None]
 
 
-class Waiting:
-    """The promises of this process that were not used yet, key by key in the order of asking.
+class _Line:
+    """Those who wait for one key, in the order of their slots."""
 
-    Who gives up a promise with nobody behind it is undone, and leaves the key as if it had never
-    asked. With others behind it nothing can be put back yet without changing what they were
-    promised. So it is remembered: when the one behind it is undone too, so is this one (a hundred
-    waiters cancelled in any order leave no trace), and when the last one behind it is served, its
+    __slots__ = ("busy", "tickets")
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+        self.busy = False  # somebody is giving back what stands at its end
+
+
+class Waiting:
+    """The promises of this process that were not used yet, key by key.
+
+    A promise with nobody behind it is undone, and leaves the key as if it had never been asked
+    for. One with others behind it cannot be put back without changing what they were promised. So
+    it stays in line, marked as gone, until it comes to stand at the end: then it is undone too (a
+    hundred waiters cancelled in any order leave no trace), or, if those behind it were served, its
     cost is given back as far as the algorithm allows.
 
-    What to do comes out as steps, so that sync and async stores can share it. Bounded; promises of
-    other processes are not known here, and simply stand.
+    What to do comes out as steps, so that sync and async stores can share it; one caller at a time
+    takes them for a key, on behalf of all. Bounded; promises of other processes are not known
+    here, and simply stand.
     """
 
     __slots__ = ("_lines", "_lock")
 
     def __init__(self) -> None:
         self._lock = new_lock()
-        self._lines: dict[tuple[str, str], deque[Ticket]] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
 
     def add(self, ticket: Ticket) -> None:
         """Somebody waits for a slot."""
@@ -186,74 +196,65 @@ class Waiting:
             if line is None:
                 if len(self._lines) >= 4096:
                     del self._lines[next(iter(self._lines))]
-                line = self._lines[name] = deque()
+                line = self._lines[name] = _Line()
+            tickets = line.tickets
             # Who never said that they were served: their slots had passed when this one asked.
-            while line and not line[0].gone and line[0].slot <= ticket.slot - ticket.wait:
-                line.popleft()
-            line.append(ticket)
+            asked = ticket.slot - ticket.wait
+            while tickets and not tickets[0].gone and tickets[0].slot <= asked:
+                del tickets[0]
+            insort_right(tickets, ticket, key=_slot)
 
     def leave(self, ticket: Ticket) -> Steps:
         """Somebody gives up a slot."""
-        undone: Ticket | None = None
-        if (yield True, ticket):
-            undone = ticket
-        elif self._stay(ticket):
-            return
-        self._remove(ticket)
-        if undone is None:
-            yield False, ticket
-        while undone is not None:
-            undone = self._behind(undone)
-            if undone is not None:
-                if (yield True, undone):
-                    self._remove(undone)
-                else:
-                    undone = None
-        yield from self._settle(ticket)
+        name = (ticket.plan.prefix, ticket.key)
+        with self._lock:
+            ticket.gone = True
+            line = self._lines.get(name)
+            if line is None:
+                line = self._lines[name] = _Line()
+            if ticket not in line.tickets:
+                insort_right(line.tickets, ticket, key=_slot)
+        yield from self._give_back(name)
 
     def arrive(self, ticket: Ticket) -> Steps:
         """Somebody's slot has come."""
-        self._remove(ticket)
-        yield from self._settle(ticket)
-
-    def _stay(self, ticket: Ticket) -> bool:
-        """Remember a ticket that was given up, if anybody waits behind it."""
-        with self._lock:
-            for other in reversed(self._lines.get((ticket.plan.prefix, ticket.key), ())):
-                if other is ticket:
-                    return False
-                if not other.gone:
-                    ticket.gone = True
-                    return True
-        return False
-
-    def _behind(self, undone: Ticket) -> Ticket | None:
-        """The promise given up before, which the one that is now undone had stood behind."""
-        with self._lock:
-            for other in reversed(self._lines.get((undone.plan.prefix, undone.key), ())):
-                if other.gone and other.written == undone.before:
-                    return other
-        return None
-
-    def _settle(self, ticket: Ticket) -> Steps:
-        """Give back what was given up, now that nobody waits behind it; the newest first."""
-        while True:
-            with self._lock:
-                line = self._lines.get((ticket.plan.prefix, ticket.key))
-                if not line or not line[-1].gone:
-                    return
-                last = line.pop()
-                if not line:
-                    del self._lines[(ticket.plan.prefix, ticket.key)]
-            yield False, last
-
-    def _remove(self, ticket: Ticket) -> None:
         name = (ticket.plan.prefix, ticket.key)
         with self._lock:
             line = self._lines.get(name)
             if line is None:
                 return
-            with suppress(ValueError):
-                line.remove(ticket)
-            if not line:
+            if ticket in line.tickets:
+                line.tickets.remove(ticket)
+            if not line.tickets and not line.busy:
                 del self._lines[name]
+                return
+        yield from self._give_back(name)
+
+    def _give_back(self, name: tuple[str, str]) -> Steps:
+        """Put back what stands at the end of the line and is gone, the newest first."""
+        with self._lock:
+            line = self._lines.get(name)
+            if line is None or line.busy:
+                return
+            line.busy = True
+        try:
+            while True:
+                with self._lock:
+                    ticket = line.tickets[-1] if line.tickets else None
+                    if ticket is None or not ticket.gone:
+                        line.busy = False
+                        if ticket is None and self._lines.get(name) is line:
+                            del self._lines[name]
+                        return
+                if not (yield True, ticket):
+                    if line.tickets[-1:] != [ticket]:
+                        continue  # somebody has come to stand behind it meanwhile
+                    yield False, ticket
+                with self._lock:
+                    line.tickets.remove(ticket)
+        finally:
+            line.busy = False
+
+
+def _slot(ticket: Ticket) -> float:
+    return ticket.slot

@@ -9,49 +9,81 @@
 -- A group's reply stands in its own place: an array (admit), 1 or 0 (adjust, undo: was anything
 -- written), or a string that says what is wrong. Each group is read in full before its first
 -- write, so a bad one changes nothing.
-local now
-if ARGV[1] == '' then
-  local time = redis.call('TIME')
-  now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local fixed = ARGV[1] ~= ''
+if fixed then
+  now = ARGV[1] + 0
 else
-  now = tonumber(ARGV[1])
+  local time = call('TIME')
+  now = time[1] * 1000000 + time[2]
 end
 
 -- A fixed now belongs to another clock than the server's, so keys then outlive any test.
 milliseconds = function(duration)
   if duration <= 0 then return 0 end
-  local ttl = math.min(-floor(-duration / 1000), 1e15)
-  return ARGV[1] == '' and ttl or ttl + 1e11
+  local ttl = -floor(-duration / 1000)
+  if ttl > 1e15 then ttl = 1e15 end
+  return fixed and ttl + 1e11 or ttl
+end
+
+local opened, opened_for = {}, nil
+
+local function undo(rule, key, a, b, limit, period, burst)
+  if rule.undo then return rule.undo(key, a, b, limit, period) end
+  local raw = redis.pcall('GET', key)
+  if type(raw) == 'table' then return raw.err end
+  if raw ~= a then return 0 end
+  local ttl = 0
+  if b ~= '' then
+    local one, two, three, four = b:match('^(%S+) (%S+) ?(%S*) ?(%S*)$')
+    local state = {one + 0, two + 0, tonumber(three), tonumber(four)}
+    ttl = milliseconds(rule.reset_at(state, limit, period, burst) - now)
+  end
+  if ttl > 0 then call('SET', key, b, 'PX', ttl) else call('DEL', key) end
+  return 1
 end
 
 local function decide(key, op, name, limit, period, burst, a, b)
-  local rule = opened[name] or open_rule(name)
-  limit, period, burst = tonumber(limit), tonumber(period), tonumber(burst)
-  if op == 'undo' then return rule.undo(key, a, b, now, limit, period, burst) end
-
-  local state, wrong = rule.open(key)
-  if wrong then return wrong end
-  if op == 'adjust' then
-    local new = rule.adjust(state, now, tonumber(a), tonumber(b), limit, period, burst, key)
-    if not new then return 0 end
-    local ttl = milliseconds(rule.reset_at(new, limit, period, burst) - now)
-    if ttl > 0 then rule.save(new, ttl, key) else redis.call('DEL', key) end
-    return 1
+  if op ~= opened_for then opened, opened_for = {}, op end
+  local rule = opened[name]
+  if not rule then
+    rule = open_rule(name, op)
+    opened[name] = rule
   end
+  limit, period, burst = limit + 0, period + 0, burst + 0
+  if op == 'undo' then return undo(rule, key, a, b, limit, period, burst) end
 
-  local patience = tonumber(b)
-  local before = patience > 0 and rule.before(state) or nil
-  local new, wait, remaining, reset_after =
-    rule.admit(state, now, tonumber(a), patience, limit, period, burst, key)
+  local fields, state, wrong = rule.fields, nil, nil
+  if fields then state, wrong = read(key, fields) else state, wrong = rule.open(key) end
+  if wrong then return wrong end
+
+  local new, wait, remaining, reset_after, patience
+  if op == 'admit' then
+    patience = b + 0
+    new, wait, remaining, reset_after =
+      rule.admit(state, now, a + 0, patience, limit, period, burst, key)
+  else
+    new = rule.adjust(state, now, a + 0, tonumber(b), limit, period, burst, key)
+    if not new then return 0 end
+    reset_after = rule.reset_at(new, limit, period, burst) - now
+  end
+  local before, after
   if new then
     local ttl = milliseconds(reset_after)
-    if ttl > 0 then rule.save(new, ttl, key) else redis.call('DEL', key) end
-    if wait > 0 and wait <= patience then
-      return {number(wait), number(remaining), number(reset_after), number(now + wait),
-        before, rule.written(new)}
+    if ttl <= 0 then
+      call('DEL', key)
+    elseif fields then
+      before, after = state and state.raw or '', written(new)
+      call('SET', key, after, 'PX', ttl)
+    else
+      before, after = rule.save(new, ttl, key)
     end
+    if op ~= 'admit' then return 1 end
   end
-  return {number(wait), number(remaining), number(reset_after)}
+  -- Integers while they are exact as such.
+  local promised = wait > 0 and wait <= patience
+  if wait >= EXACT or reset_after >= EXACT then wait, reset_after = text(wait), text(reset_after) end
+  if promised then return {wait, remaining, reset_after, now + wait, before, after} end
+  return {wait, remaining, reset_after}
 end
 
 local replies = {}

@@ -233,14 +233,14 @@ class MemoryStore(Store):
                 reply = plan.queue(state, now, cost, patience)
                 new, wait, remaining, reset_after = reply[:4]
                 if new is not None:
-                    new = self._commit(
-                        name, plan, cell, state, (new, reply[4]) if plan.appends else new, now
-                    )
-                    if new is None:
-                        continue
+                    ticket = None
                     if wait <= patience:
-                        new = Ticket(plan, key, cost, wait, now + wait, state, new)
-                        self._waiting.add(new)
+                        ticket = Ticket(plan, key, cost, wait, now + wait, state, new)
+                    if plan.appends:
+                        new = new, reply[4]
+                    if self._commit(name, plan, cell, state, new, now, ticket) is None:
+                        continue
+                    new = ticket
                 return new, wait, remaining, reset_after
             result = _new(RateLimitResult)
             result.limited = asked > 0
@@ -251,10 +251,17 @@ class MemoryStore(Store):
             return result
 
     def _commit(
-        self, name: str, plan: Plan, cell: _Cell | None, state: Any, new: Any, now: float
+        self,
+        name: str,
+        plan: Plan,
+        cell: _Cell | None,
+        state: Any,
+        new: Any,
+        now: float,
+        ticket: Ticket | None = None,
     ) -> Any:
         """Put a new state in the place of the one it came from: the state, or None if that is
-        no longer there."""
+        no longer there. A ticket gets in line with it."""
         added = None
         if plan.appends:
             new, added = new
@@ -277,6 +284,8 @@ class MemoryStore(Store):
                 table[name] = cell
             else:
                 cell.state = new
+            if ticket is not None:
+                self._waiting.add(ticket)
         return new
 
     def run_many(self, calls: Sequence[Call]) -> list[Reply]:
@@ -311,7 +320,7 @@ class MemoryStore(Store):
         now = self.now()
         with self._lock:
             cell = self._cells.get(name)
-            if cell is None or cell.state != ticket.written:
+            if cell is None or not ticket.plan.same(cell.state, ticket.written):
                 return False
             before = ticket.before
             if before is None or ticket.plan.reset_after(before, now) <= 0.0:

@@ -357,17 +357,35 @@ def _client_name(client: Any) -> str:
 class SyncLine(Line):
     """A connection of redis-py's sync flavour."""
 
-    __slots__ = ("parser",)
+    __slots__ = ("buffer", "parser", "reader")
 
     def watch(self) -> bool:
         # What redis-py does around the socket and the parser is bookkeeping of retries, which have
         # no place here.
         self.parser: Any = getattr(self.conn, "_parser", None)
+        # hiredis, where it is installed. A new connection has a new one, and is a new line.
+        self.buffer: Any = getattr(self.parser, "_buffer", None)
+        reader = getattr(self.parser, "_reader", None)
+        plain = isinstance(self.buffer, bytearray) and hasattr(reader, "gets")
+        self.reader: Any = reader if plain else None
         return self.parser is not None and super().watch()
 
     def socket(self) -> Any:
         sock = getattr(self.conn, "_sock", None)
         return sock if type(sock) is _socket else None
+
+    def reply(self) -> Any:
+        """The reply to a request, in as few steps as can be; the parser does whatever is rarer."""
+        reader = self.reader
+        if reader is not None:
+            size = self.sock.recv_into(self.buffer)
+            if size:
+                reader.feed(self.buffer, 0, size)
+                reply = reader.gets(False)
+                if reply.__class__ is list or isinstance(reply, BaseException):
+                    return reply
+                # Not all of it has come yet.
+        return self.parser.read_response(disable_decoding=True)
 
     def send(self, request: bytes) -> Any:
         self.conn.send_packed_command((request,))
@@ -463,7 +481,7 @@ class RedisStore(RedisCalls, Store):
                 try:
                     line.sock.sendall(request)
                     sent = True
-                    reply: Any = line.parser.read_response(disable_decoding=True)
+                    reply: Any = line.reply()
                 except BaseException as error:
                     attempt = Attempt(line, error, sent)
                 else:

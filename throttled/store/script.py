@@ -12,10 +12,12 @@ def _assemble() -> str:
     store = Path(__file__).parent
     rules = store.parent / "algorithms"
     parts = [(store / "prelude.lua").read_text("utf-8")]
+    # A branch each: a run makes the functions of the rules that it needs, and no others.
+    parts.append("local function open_rule(name, op)")
     for name in RULES:
-        # A function each: a run builds only the rules that it needs.
-        body = (rules / f"{name}.lua").read_text("utf-8")
-        parts.append(f"rules.{name} = function()\n{body}end\n")
+        parts.append(f"if name == '{name}' then")
+        parts.append((rules / f"{name}.lua").read_text("utf-8") + "end")
+    parts.append("end")
     parts.append((store / "decide.lua").read_text("utf-8"))
     return "\n".join(parts)
 

@@ -1,0 +1,1 @@
+"""How fast, how even and how small: ratios measured within one run. `make bench` runs them."""

@@ -1,0 +1,206 @@
+"""What a decision in memory costs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from itertools import repeat
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.benchmarks.measured import ALGORITHMS, RULES, Batch, Measured, calls_of, plenty
+from throttled import MemoryStore, Throttled
+from throttled import asyncio as throttled_asyncio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Batches of about a millisecond: few of them are interrupted by other processes, and both sides
+#: of a ratio as often.
+CALLS = 1_000
+COUNTS = 5_000
+TABLE = "Decisions in memory"
+KEYS = [f"user:{number}" for number in range(100_000)]
+THREADS = 8
+
+CEILINGS = dict.fromkeys(ALGORITHMS, 5.0) | {"sliding_window": 6.0, "sliding_window_log": 8.0}
+
+
+def counter() -> Batch:
+    """The least that a limiter could do: count under a lock."""
+    d, k, lock = {"key": 0}, "key", threading.Lock()
+
+    def batch() -> float:
+        start = perf_counter()
+        for _ in repeat(None, COUNTS):
+            with lock:
+                d[k] += 1
+        return (perf_counter() - start) / COUNTS
+
+    return batch
+
+
+def hot(algorithm: str) -> Batch:
+    """Allowed calls with one key."""
+    throttle = Throttled(using=algorithm, quota=plenty(algorithm), store=MemoryStore())
+    batch = calls_of(throttle.limit, "key", CALLS)
+    assert throttle.limit("key").allowed
+    return batch
+
+
+def rotating(throttle: Throttled) -> Batch:
+    """Calls with 100,000 keys, one after the other."""
+    limit = throttle.limit
+
+    def batch() -> float:
+        start = perf_counter()
+        for key in KEYS:
+            limit(key)
+        return (perf_counter() - start) / len(KEYS)
+
+    return batch
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_allowed_call(benchmark: Any, measured: Measured, algorithm: str) -> None:
+    measured.compare(
+        benchmark,
+        TABLE,
+        algorithm,
+        "allowed, to a counter",
+        ours=hot(algorithm),
+        base=counter(),
+        ceiling=CEILINGS[algorithm],
+        rounds=150,
+    )
+
+
+@pytest.mark.parametrize("algorithm", RULES)
+def test_a_refused_call(benchmark: Any, measured: Measured, algorithm: str) -> None:
+    throttle = Throttled(using=algorithm, quota="1/h", store=MemoryStore())
+    throttle.limit("key")
+    refused = calls_of(throttle.limit, "key", CALLS)
+    measured.compare(
+        benchmark,
+        TABLE,
+        algorithm,
+        "refused, to allowed",
+        ours=refused,
+        base=hot(algorithm),
+        ceiling=1.0,
+        rounds=100,
+    )
+    assert throttle.limit("key").limited
+
+
+@pytest.mark.parametrize("algorithm", RULES)
+def test_many_keys(benchmark: Any, measured: Measured, algorithm: str) -> None:
+    store = MemoryStore(options={"MAX_SIZE": len(KEYS)})
+    throttle = Throttled(using=algorithm, quota=plenty(algorithm), store=store)
+    measured.compare(
+        benchmark,
+        TABLE,
+        algorithm,
+        "100,000 keys, to one",
+        ours=rotating(throttle),
+        base=hot(algorithm),
+        ceiling=1.5,
+        rounds=8,
+    )
+    assert len(store) == len(KEYS)
+
+
+@pytest.mark.parametrize("algorithm", RULES)
+def test_every_call_evicts(benchmark: Any, measured: Measured, algorithm: str) -> None:
+    store = MemoryStore(options={"MAX_SIZE": len(KEYS) // 2})
+    # A quota that refills so slowly that no key is as if never seen when its turn to go has come.
+    throttle = Throttled(using=algorithm, quota="1000/h", store=store)
+    evicting = rotating(throttle)
+    evicting()
+    measured.compare(
+        benchmark,
+        TABLE,
+        algorithm,
+        "evicting, to one key",
+        ours=evicting,
+        base=hot(algorithm),
+        ceiling=3.0,
+        rounds=8,
+    )
+    before = store.evicted
+    evicting()
+    assert store.evicted - before > 0.99 * len(KEYS)
+
+
+@pytest.mark.parametrize("algorithm", RULES)
+def test_eight_threads_on_one_key(benchmark: Any, measured: Measured, algorithm: str) -> None:
+    throttle = Throttled(using=algorithm, quota=plenty(algorithm), store=MemoryStore())
+    limit = throttle.limit
+
+    def threads(number: int) -> Batch:
+        share = 20 * CALLS // number
+        barrier = threading.Barrier(number + 1)
+
+        def work() -> None:
+            barrier.wait()
+            for _ in repeat(None, share):
+                limit("key")
+            barrier.wait()
+
+        def batch() -> float:
+            workers = [threading.Thread(target=work) for _ in range(number)]
+            for worker in workers:
+                worker.start()
+            barrier.wait()
+            start = perf_counter()
+            barrier.wait()
+            elapsed = perf_counter() - start
+            for worker in workers:
+                worker.join()
+            return elapsed / (share * number)
+
+        return batch
+
+    measured.compare(
+        benchmark,
+        TABLE,
+        algorithm,
+        "8 threads, to one",
+        ours=threads(THREADS),
+        base=threads(1),
+        ceiling=1.5,
+        rounds=8,
+    )
+    if algorithm != "sliding_window_log":
+        return
+    # Nothing was lost on the way: whatever was asked is in the log.
+    state = throttle.peek("key")
+    assert (state.limit - state.remaining) % (20 * CALLS) == 0
+
+
+@pytest.mark.parametrize("algorithm", RULES)
+def test_the_async_call(benchmark: Any, measured: Measured, algorithm: str) -> None:
+    throttle = throttled_asyncio.Throttled(
+        using=algorithm, quota=plenty(algorithm), store=MemoryStore()
+    )
+
+    async def calls(numbers: Iterable[None]) -> float:
+        limit = throttle.limit
+        start = perf_counter()
+        for _ in numbers:
+            await limit("key")
+        return (perf_counter() - start) / CALLS
+
+    with asyncio.Runner() as runner:
+        measured.compare(
+            benchmark,
+            TABLE,
+            algorithm,
+            "async, to sync",
+            ours=lambda: runner.run(calls(repeat(None, CALLS))),
+            base=hot(algorithm),
+            ceiling=1.5,
+            rounds=100,
+        )
