@@ -3,28 +3,64 @@
 -- O(1), the rest by halves. Nothing is written before rule.save.
 local rule = {}
 
-local function entry(state, index)
-  local pair = call('LRANGE', state.key, 2 * index, 2 * index + 1)
-  local before, slot = whole(pair[1]), whole(pair[2])
-  if not (slot and before) then error('damaged state: ' .. table.concat(pair, ' '), 0) end
-  return slot - state.back, before
+-- What closes the list after the last slot.
+local function close(items, total, at, last)
+  items[#items + 1] = text(total)
+  if at ~= last then items[#items + 1] = text(-at) end
+  return items
 end
 
-local function size(state)
-  local items = call('LLEN', state.key) - state.marked
-  if items % 2 == 0 then error('damaged state: ' .. items .. ' items', 0) end
-  return (items - 1) / 2
-end
-
--- The least index in (low, high] whose entry satisfies `beyond`, known to hold at high and not at
--- low; and the slot of the entry before it.
-local function halve(state, low, low_slot, high, beyond)
-  while high - low > 1 do
-    local middle = floor((low + high) / 2)
-    local slot, before = entry(state, middle)
-    if beyond(slot, before) then high = middle else low, low_slot = middle, slot end
+-- What goes into the middle of a list, for which the common call has no use.
+local function inside()
+  local function entry(state, index)
+    local pair = call('LRANGE', state.key, 2 * index, 2 * index + 1)
+    local before, slot = whole(pair[1]), whole(pair[2])
+    if not (slot and before) then error('damaged state: ' .. table.concat(pair, ' '), 0) end
+    return slot - state.back, before
   end
-  return high, low_slot
+
+  local function size(state)
+    local items = call('LLEN', state.key) - state.marked
+    if items % 2 == 0 then error('damaged state: ' .. items .. ' items', 0) end
+    return (items - 1) / 2
+  end
+
+  -- The least index in (low, high] whose entry satisfies `beyond`, known to hold at high and not at
+  -- low; and the slot of the entry before it.
+  local function halve(state, low, low_slot, high, beyond)
+    while high - low > 1 do
+      local middle = floor((low + high) / 2)
+      local slot, before = entry(state, middle)
+      if beyond(slot, before) then high = middle else low, low_slot = middle, slot end
+    end
+    return high, low_slot
+  end
+
+  -- Plans to write the entries {slot, cost} in the place of all from index on.
+  local function rewrite(state, index, running, entries)
+    local items = {}
+    for i = 1, #entries do
+      items[#items + 1] = text(running)
+      items[#items + 1] = text(entries[i][1])
+      running = running + entries[i][2]
+      state.last = entries[i][1]
+    end
+    if #items > 0 then close(items, running, state.at, state.last) end
+    state.from, state.items = 2 * index, items
+  end
+
+  -- The entries from index to the end as {slot, cost}.
+  local function entries_from(state, index, entries)
+    local raw = call('LRANGE', state.key, 2 * index, -1 - state.marked)
+    for i = 1, #raw - 2, 2 do
+      local before, slot, after = whole(raw[i]), whole(raw[i + 1]), whole(raw[i + 2])
+      if not (before and slot and after) then error('damaged state: ' .. raw[i], 0) end
+      entries[#entries + 1] = {slot - state.back, after - before}
+    end
+    return entries
+  end
+
+  return entry, size, halve, rewrite, entries_from
 end
 
 -- The two ends of the list; nil when the key is absent; nil and why when it cannot be read.
@@ -62,6 +98,7 @@ local function advance(state, key, now, period)
   end
   local edge = state.at - period
   if state.first <= edge then
+    local entry, size, halve = inside()
     local count = size(state)
     if state.last <= edge then
       state.empty = true
@@ -73,42 +110,12 @@ local function advance(state, key, now, period)
   return state, stepped
 end
 
--- What closes the list after the last slot.
-local function close(items, total, at, last)
-  items[#items + 1] = text(total)
-  if at ~= last then items[#items + 1] = text(-at) end
-  return items
-end
-
--- Plans to write the entries {slot, cost} in the place of all from index on.
-local function rewrite(state, index, running, entries)
-  local items = {}
-  for i = 1, #entries do
-    items[#items + 1] = text(running)
-    items[#items + 1] = text(entries[i][1])
-    running = running + entries[i][2]
-    state.last = entries[i][1]
-  end
-  if #items > 0 then close(items, running, state.at, state.last) end
-  state.from, state.items = 2 * index, items
-end
-
--- The entries from index to the end as {slot, cost}.
-local function entries_from(state, index, entries)
-  local raw = call('LRANGE', state.key, 2 * index, -1 - state.marked)
-  for i = 1, #raw - 2, 2 do
-    local before, slot, after = whole(raw[i]), whole(raw[i + 1]), whole(raw[i + 2])
-    if not (before and slot and after) then error('damaged state: ' .. raw[i], 0) end
-    entries[#entries + 1] = {slot - state.back, after - before}
-  end
-  return entries
-end
-
 local function append(state, slot, cost)
   if state.empty then
     state.from, state.head = 0, 0
     state.items = close({'0', text(slot)}, cost, state.at, slot)
   elseif state.back ~= 0 or (state.total > 4503599627370496 and not state.promise) then
+    local _, _, _, rewrite, entries_from = inside()
     local entries = entries_from(state, state.head, {})
     entries[#entries + 1] = {slot, cost}
     rewrite(state, state.head, state.back ~= 0 and state.base or 0, entries)
@@ -117,10 +124,6 @@ local function append(state, slot, cost)
     state.items = close({text(slot)}, state.total + cost, state.at, slot)
   end
   state.last = slot
-end
-
-function rule.reset_at(state, limit, period)
-  return #state.items > 0 and state.last + period or 0
 end
 
 -- Returns what undo takes, for a promise.
@@ -168,6 +171,7 @@ function rule.admit(state, now, cost, patience, limit, period, burst, key)
     local slot = last > at and last or at
     local bar = state.total + cost - limit
     if state.base < bar then
+      local entry, size, halve = inside()
       local count = size(state)
       local newest = state.newest
       if not newest then
@@ -193,6 +197,7 @@ function rule.admit(state, now, cost, patience, limit, period, burst, key)
   if last <= at and used < limit then room = limit - used end
   local reset_after = state.empty and 0 or last + period - now
   if stepped then
+    local _, _, _, rewrite, entries_from = inside()
     local entries = state.empty and {} or entries_from(state, state.head, {})
     rewrite(state, state.head, state.base, entries)
     return state, wait, room, reset_after
@@ -201,6 +206,10 @@ function rule.admit(state, now, cost, patience, limit, period, burst, key)
 end
 
 if op == 'admit' then return rule end
+
+function rule.reset_at(state, limit, period)
+  return #state.items > 0 and state.last + period or 0
+end
 
 function rule.adjust(state, now, delta, slot, limit, period, burst, key)
   if not state and delta <= 0 then return nil end
@@ -211,6 +220,7 @@ function rule.adjust(state, now, delta, slot, limit, period, burst, key)
     return state
   end
   if state.empty then return nil end
+  local entry, size, halve, rewrite, entries_from = inside()
   local give, count = -delta, size(state)
   local stop = count
   if slot and slot < state.last then
