@@ -282,24 +282,24 @@ def test_damaged_state_is_an_error_that_names_the_key(
 ) -> None:
     rig = make_rig(kind, algorithm)
     plan = rig.plan("5/m")
-    spoilt: list[tuple[str, Callable[[str], Any]]] = [
-        ("string", lambda name, text=text: rig.raw.set(name, text)) for text in DAMAGED
+    spoilt: list[Callable[[str], Any]] = [
+        lambda name: rig.raw.hset(name, "a", "b"),
+        lambda name: rig.raw.sadd(name, "a"),
+        lambda name: rig.raw.zadd(name, {"a": 1}),
+        *[lambda name, text=text: rig.raw.set(name, text) for text in DAMAGED],
     ]
-    spoilt += [
-        ("hash", lambda name: rig.raw.hset(name, "a", "b")),
-        ("set", lambda name: rig.raw.sadd(name, "a")),
-        ("zset", lambda name: rig.raw.zadd(name, {"a": 1})),
-    ]
-    for items in (
+    lists = (
         ["1"],
         ["1", "2"],
-        ["1", "2", "3"],
+        ["a", "b", "c"],
         ["a", "b", "c", "d"],
-        ["1", "nan", "1", "1"],
-        list("12345"),
-    ):
-        spoilt.append(("list", lambda name, items=items: rig.raw.rpush(name, *items)))
-    for number, (_, spoil) in enumerate(spoilt):
+        ["1", "nan", "1"],
+        ["1", "2", "x"],
+        ["1", "2", "3", "4"],
+        ["1", "2", "3", "x", "5"],
+    )
+    spoilt += [lambda name, items=items: rig.raw.rpush(name, *items) for items in lists]
+    for number, spoil in enumerate(spoilt):
         key = f"key{number}"
         name = rig.name(plan, key)
         spoil(name)

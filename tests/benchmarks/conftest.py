@@ -14,7 +14,7 @@ _MEASURED = pytest.StashKey[Measured]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MEASURED] = Measured()
     # Times of their own are for a closer look: -v prints them.
-    config.option.benchmark_quiet = True
+    config.option.benchmark_quiet = config.option.verbose <= 0
 
 
 @pytest.fixture
