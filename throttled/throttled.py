@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Generator
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from math import isnan
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -64,9 +64,9 @@ class BaseThrottled(Generic[StoreT]):
 
     __slots__ = (
         "__weakref__",
+        "_decide",
         "_patience",
         "_plan",
-        "_run",
         "cost",
         "key",
         "quota",
@@ -116,8 +116,12 @@ class BaseThrottled(Generic[StoreT]):
         self.quota = quota
         self._plan: Plan = make_plan("token_bucket" if using is None else using, quota, key_prefix)
         self.store: StoreT = self._check_store(store)
-        #: A local store decides without working out a state that nobody may look at.
-        self._run: Callable[..., Any] = getattr(self.store, "decide", None) or self.store.run  # type: ignore[attr-defined]
+        run: Any = self.store.run  # type: ignore[attr-defined]
+        bind: Any = getattr(self.store, "bind", None)
+        #: `(key, cost, patience)` -> the store's reply, or from a local store the result at once.
+        self._decide: Callable[..., Any] = (
+            partial(run, self._plan) if bind is None else bind(self._plan)
+        )
 
     def _check_store(self, store: StoreT | None) -> StoreT:
         raise NotImplementedError
@@ -200,8 +204,8 @@ class Throttled(BaseThrottled[Store]):
             patience = self._patience
         else:
             key, cost, patience = self._call(key, cost, timeout)
-        run, plan = self._run, self._plan
-        reply = run(plan, key, cost, patience)
+        decide = self._decide
+        reply = decide(key, cost, patience)
         if type(reply) is RateLimitResult:
             return reply
         if 0.0 < reply[1] <= patience:
@@ -211,7 +215,7 @@ class Throttled(BaseThrottled[Store]):
     def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
-        return state_of(self._run(self._plan, key, cost, LOOK), self._plan)
+        return state_of(self._decide(key, cost, LOOK), self._plan)
 
     def _wait(self, ticket: Ticket) -> None:
         try:

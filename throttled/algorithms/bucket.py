@@ -72,7 +72,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                     credit = full
             else:
                 now, credit, _ = advance(state, now)
-        credit -= cost * token
+        credit -= token if cost == 1 else cost * token
         return (now, credit) if credit >= 0.0 else None
 
     def queue(

@@ -46,9 +46,9 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
     def take(state: State | None, now: float, cost: int) -> State | None:
         if state is None:
             return (now - now % span, 0.0 + cost, 0.0, 0.0) if cost <= most else None
-        if not state[0] <= now < state[0] + span:
-            state, _ = advance(state, now)
         start, count, last, _ = state
+        if not start <= now < start + span:
+            (start, count, last, _), _ = advance(state, now)
         count += cost
         return (start, count, 0.0, 0.0) if count <= most and not last else None
 

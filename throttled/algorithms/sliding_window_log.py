@@ -16,7 +16,8 @@ State: `(at, slots, befores, head, tail, total)`: the instant written, two growi
 `head:tail` is alive, and the running total at the end. The state is a value although the arrays
 are shared: an older state keeps meaning what it meant, for nothing below its tail is changed.
 That is why a step does not append: it says what to write at `tail`, and the store does so when it
-commits. Full arrays are copied to ones twice as long as what lives in them: amortised O(1).
+commits. Full arrays grow in place by as much as lives in them, or are copied without
+what has expired if that is most: amortised O(1).
 """
 
 from __future__ import annotations
@@ -68,15 +69,20 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         at, slots, befores, head, tail, total = state
         if head == tail:
             slots, befores, head, tail, total = _ROOM[:], _ROOM[:], 0, 0, 0.0
-        elif tail == len(slots) or total > RENUMBER:
-            base = befores[head] if total > RENUMBER and not promise else 0.0
-            slots, befores = slots[head:tail], befores[head:tail]
-            if base:
-                befores = array("d", [before - base for before in befores])
-                total -= base
+        elif total > RENUMBER and not promise:
+            base = befores[head]
+            slots, total = slots[head:tail], total - base
+            befores = array("d", [before - base for before in befores[head:tail]])
             head, tail = 0, len(slots)
-            room = array("d", bytes(8 * max(tail, 4)))
-            slots, befores = slots + room, befores + room
+        elif tail == len(slots) and head > tail // 2 and not promise:
+            slots, befores = slots[head:tail], befores[head:tail]
+            head, tail = 0, len(slots)
+        if tail == len(slots):
+            # In place: older states do not look beyond their own tail. `befores` first, for
+            # another thread that comes by takes the length of `slots` for both.
+            room = bytes(8 * max(tail - head, 4))
+            befores.frombytes(room)
+            slots.frombytes(room)
         return (
             (at, slots, befores, head, tail + 1, total + cost),
             (slots, befores, tail, slot, total),

@@ -78,8 +78,8 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             key, cost, patience = self._call(key, cost, timeout)
         if patience > 0.0:
             anyio.current_time()  # anyio loads its backend when first used: not after the decision
-        run, plan = self._run, self._plan
-        reply = run(plan, key, cost, patience)
+        decide = self._decide
+        reply = decide(key, cost, patience)
         if type(reply) is RateLimitResult:
             return reply
         if not self._local:
@@ -91,7 +91,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
     async def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
-        reply = self._run(self._plan, key, cost, LOOK)
+        reply = self._decide(key, cost, LOOK)
         return state_of(reply if self._local else await reply, self._plan)
 
     async def _wait(self, ticket: Ticket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 from throttled.store.base import AsyncStore, Call, Reply, Ticket
 from throttled.store.connection import DEFAULT_SERVER, Shared
@@ -118,6 +119,17 @@ async def _finished(flow: Flow[Any], cancelled: BaseException | None = None) -> 
         return
 
 
+async def _acquired(turn: asyncio.Lock) -> bool:
+    """Whether it is our turn; False when that takes too long, for a server may hang."""
+    if not turn.locked():
+        return await turn.acquire()
+    try:
+        async with asyncio.timeout(GRACE):
+            return await turn.acquire()
+    except TimeoutError:
+        return False
+
+
 class RedisStore(RedisCalls, AsyncStore):
     """Keeps limits on a Redis or Valkey server, for asyncio: see `throttled.store.RedisStore`.
 
@@ -143,6 +155,9 @@ class RedisStore(RedisCalls, AsyncStore):
         super().__init__(server, options, client=client, clock=clock)
         self._roads: dict[asyncio.AbstractEventLoop, Road] = {}
         self._ends: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            WeakKeyDictionary()
+        )
 
     def _ready(self) -> Road:
         loop = asyncio.get_running_loop()
@@ -191,6 +206,19 @@ class RedisStore(RedisCalls, AsyncStore):
 
     async def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call; `patience` in µs, `LOOK` to change nothing."""
+        if patience <= 0.0:
+            return await self._ask(plan, key, cost, patience)
+        # Who waits is served in the order of asking; over several connections that would be the
+        # order of arrival, and a crowd would open a connection each.
+        turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        mine = await _acquired(turn)
+        try:
+            return await self._ask(plan, key, cost, patience)
+        finally:
+            if mine:
+                turn.release()
+
+    async def _ask(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         # The flow of `_run` for a connection at hand and a reply that is in order, written out as
         # in the sync store. Everything else is left to it.
         attempt: Attempt | None = None
