@@ -18,8 +18,8 @@ from throttled.asyncio.throttled import Throttled as AsyncThrottled
 from throttled.quota import Quota
 from throttled.result import RateLimitResult, RateLimitState
 from throttled.store.aioredis import RedisStore as AsyncRedisStore
-from throttled.store.exchange import escaped
 from throttled.store.redis import RedisStore
+from throttled.store.wire import escaped
 from throttled.testing import FakeClock
 
 #: More patience than any wait takes, in µs; never infinite, for what never fits waits infinitely.

@@ -154,6 +154,8 @@ def interrupt() -> Iterator[Callable[[float], None]]:
     main = threading.main_thread().ident
     assert main is not None
     timers = []
+    # A process that was started in the background ignores it.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def press(after: float) -> None:
         timers.append(threading.Timer(after, signal.pthread_kill, (main, signal.SIGINT)))
@@ -163,6 +165,7 @@ def interrupt() -> Iterator[Callable[[float], None]]:
     for timer in timers:
         timer.cancel()
         timer.join()
+    signal.signal(signal.SIGINT, usual)
 
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

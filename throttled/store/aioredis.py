@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from throttled.store.base import AsyncStore, Call, Reply, Ticket
+from throttled.store.calls import RedisCalls
 from throttled.store.connection import DEFAULT_SERVER, Shared
-from throttled.store.exchange import GRACE, Attempt, Flow, Line, Road
-from throttled.store.redis import RedisCalls
+from throttled.store.exchange import GRACE, Attempt
+from throttled.store.lanes import Flow, Line, Road
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
