@@ -55,13 +55,15 @@ def group_error(key: bytes, text: object) -> BaseThrottledError:
 class Failure:
     """What went wrong with one request, as far as the next step depends on it."""
 
-    __slots__ = ("code", "counted", "error")
+    __slots__ = ("code", "counted", "error", "text")
 
     def __init__(self, error: BaseException, sent: bool) -> None:
         from redis import exceptions
 
         self.error = error
-        text = str(error)
+        # Sentinel's errors go on with the whole client; a timeout kept by the kernel has no words.
+        text = str(error).partition(" : <")[0]
+        self.text = "timed out" if isinstance(error, BlockingIOError) else text
         #: The kind of failure, as the step to take depends on it.
         self.code = ""
         #: True if the request may have run although there is no reply.
@@ -103,12 +105,12 @@ class Failure:
             )
         if self.counted:
             return StoreUnavailableError(
-                f"Redis at {where} did not answer ({self.error}); the call may have been counted "
+                f"Redis at {where} did not answer ({self.text}); the call may have been counted "
                 f"and was not sent again."
             )
         if self.answered:
-            return StoreUnavailableError(f"Redis at {where} refused the call: {self.error}")
-        return StoreUnavailableError(f"Redis at {where} is unreachable: {self.error}")
+            return StoreUnavailableError(f"Redis at {where} refused the call: {self.text}")
+        return StoreUnavailableError(f"Redis at {where} is unreachable: {self.text}")
 
 
 class Attempt:

@@ -179,6 +179,9 @@ class MemoryStore(Store):
         """The number of keys held, those that no longer count included."""
         return len(self._cells)
 
+    def __bool__(self) -> bool:
+        return True  # also while it is empty
+
     @property
     def evicted(self) -> int:
         """How many keys were evicted although they still counted."""
