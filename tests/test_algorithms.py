@@ -7,9 +7,11 @@ they share is the line: nobody is served before those who asked earlier.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from fractions import Fraction
 from math import inf
 
+import fakeredis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,8 @@ from tests.contract import FOREVER, Kind, Rig
 from throttled.algorithms.plan import ALGORITHMS, LOOK, RateLimiterType, make_plan
 from throttled.exceptions import DataError
 from throttled.quota import Quota
+from throttled.store import RedisStore
+from throttled.testing import FakeClock
 
 BUCKETS = ("token_bucket", "leaking_bucket", "gcra")
 PERIOD = 3000  # µs
@@ -292,3 +296,27 @@ def test_a_log_has_an_end() -> None:
     make_plan("sliding_window_log", Quota.parse("1000000/d"))
     with pytest.raises(DataError, match=r"1000001.*at most 1000000.*sliding_window"):
         make_plan("sliding_window_log", Quota.parse("1000001/d"))
+
+
+def test_running_totals_of_a_log_start_afresh() -> None:
+    """They may grow for years; beyond 2**52 the log is numbered anew, in both its tongues."""
+    plan = make_plan("sliding_window_log", Quota.parse("5/s"))
+    now, huge = 1_700_000_000_000_000.0, 2.0**52
+    slots = array("d", [now - 1_500_000, now - 300_000, now - 200_000])
+    befores = array("d", [huge, huge + 1, huge + 3])
+    old = (now - 200_000, slots, befores, 0, 3, huge + 4)
+    dumped = plan.dump(old)
+
+    new, (times, totals, index, slot, before) = plan.take(old, now, 2)
+    times[index], totals[index] = slot, before
+    assert plan.dump(old) == dumped, "what an older state means does not change"
+    assert plan.dump(new) == tuple(
+        f"{n:.17g}" for n in (0, now - 300_000, 2, now - 200_000, 3, now, 5)
+    )
+
+    client = fakeredis.FakeRedis(decode_responses=True)
+    name = f"{plan.prefix}{{key}}"
+    client.rpush(name, *dumped)
+    store = RedisStore(client=client, clock=FakeClock(now / 1e6))
+    assert store.run(plan, "key", 2, 0.0)[1:] == (0.0, 0.0, 1_000_000.0)
+    assert tuple(client.lrange(name, 0, -1)) == plan.dump(new)

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from math import inf
 
-from throttled.algorithms.steps import Steps, admit_by
+from throttled.algorithms.steps import Steps
 
 State = tuple[float, float]
 
@@ -129,7 +129,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         at, credit = state
         return at - (credit - full) / rate - now
 
-    return Steps(admit_by(take, queue), queue, take, adjust, reset_at, owed)
+    return Steps(take, queue, adjust, reset_at, owed)
 
 
 def dump(state: State) -> tuple[str, ...]:

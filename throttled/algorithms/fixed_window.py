@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from math import inf
 
-from throttled.algorithms.steps import Steps, admit_by
+from throttled.algorithms.steps import Steps
 
 State = tuple[float, float, float, float]
 
@@ -114,7 +114,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             count, start = booked + most, last  # the windows before it are used up
         return count * span / most if now < start + span else 0.0
 
-    return Steps(admit_by(take, queue), queue, take, adjust, reset_at, owed)
+    return Steps(take, queue, adjust, reset_at, owed)
 
 
 def dump(state: State) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from throttled.algorithms import bucket, fixed_window, sliding_window, sliding_window_log
-from throttled.algorithms.steps import Adjust, Admit, Owed, ResetAt, Steps, Take
+from throttled.algorithms.steps import Adjust, Owed, Queue, ResetAt, Steps, Take
 from throttled.exceptions import DataError
 from throttled.quota import Quota
 
@@ -62,7 +62,6 @@ class Plan:
 
     __slots__ = (
         "adjust",
-        "admit",
         "algorithm",
         "appends",
         "burst",
@@ -80,9 +79,8 @@ class Plan:
         "take",
     )
 
-    admit: Admit[Any]
-    queue: Admit[Any]
     take: Take[Any]
+    queue: Queue[Any]
     adjust: Adjust[Any]
     reset_at: ResetAt[Any]
     owed: Owed[Any]
@@ -107,8 +105,8 @@ class Plan:
         self.capacity = burst
         self.prefix = f"{prefix}:v1:{algorithm}:{period}:{name + ':' if name else ''}"
         steps: Steps[Any] = module.bind(limit, period, burst)
-        self.admit, self.queue, self.take, self.adjust = steps[:4]
-        self.reset_at, self.owed, self.same = steps[4:]
+        self.take, self.queue, self.adjust = steps[:3]
+        self.reset_at, self.owed, self.same = steps[3:]
         self.dump = module.dump
         self.appends = module is sliding_window_log
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from math import inf
 
-from throttled.algorithms.steps import EXACT, Steps, admit_by
+from throttled.algorithms.steps import EXACT, Steps
 
 State = tuple[float, float, float, float]
 
@@ -147,7 +147,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             return 0.0
         return (state[1] + state[2]) * span / most
 
-    return Steps(admit_by(take, queue), queue, take, adjust, reset_at, owed)
+    return Steps(take, queue, adjust, reset_at, owed)
 
 
 def dump(state: State) -> tuple[str, ...]:

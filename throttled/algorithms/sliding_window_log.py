@@ -150,19 +150,6 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                 room = 0.0
         return written, wait, room, last + span - now if head < tail else 0.0, None
 
-    def admit(
-        state: State | None, now: float, cost: int, patience: float
-    ) -> tuple[State | None, float, float, float, Append | None]:
-        if cost and patience >= 0.0:
-            taken = take(state, now, cost)
-            if taken is not None:
-                new, added = taken
-                _, _, befores, head, tail, total = new
-                # Its own entry is not written yet.
-                used = total - (befores[head] if head < tail - 1 else added[4])
-                return new, 0.0, most - used, added[3] + span - now, added
-        return queue(state, now, cost, patience)
-
     def adjust(
         state: State | None, now: float, delta: int, slot: float | None
     ) -> tuple[State | None, Append | None]:
@@ -220,7 +207,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         # Whatever happens to a log changes its end.
         return end(one) == end(other)
 
-    return Steps(admit, queue, take, adjust, reset_at, owed, same)
+    return Steps(take, queue, adjust, reset_at, owed, same)
 
 
 def end(state: State) -> tuple[float, ...]:

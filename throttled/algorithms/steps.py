@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from operator import eq
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -17,7 +16,7 @@ EXACT = 2.0**53
 class Take(Protocol[S_contra]):
     """`(state, now, cost) -> new state`, or None when the cost (1 or more) does not fit now.
 
-    The common case of `Admit`, alone: no division, nothing that a caller may not look at.
+    The common half of admitting, alone: no division, nothing that a caller may never look at.
     An algorithm whose state is too long to copy appends: it returns `(new state, append)` with
     `append = (array, array, index, value, value)`, which the store writes with the new state.
     """
@@ -25,12 +24,13 @@ class Take(Protocol[S_contra]):
     def __call__(self, state: S_contra | None, now: float, cost: int, /) -> Any: ...
 
 
-class Admit(Protocol[S_contra]):
+class Queue(Protocol[S_contra]):
     """`(state, now, cost, patience) -> (new state or None, wait, remaining, reset_after)`.
 
-    All instants and durations are whole µs in floats. `wait` is 0 when the cost fits now, n when
-    it fits in n µs and not earlier, inf when it can never fit. It is taken if and only if
-    `wait <= patience`; a new state of None means: write nothing. (A new state with
+    The other half, for a cost that does not fit now or is only looked at (patience `LOOK`, or a
+    cost of 0). All instants and durations are whole µs in floats. `wait` is 0 when the cost fits
+    now, n when it fits in n µs and not earlier, inf when it can never fit. It is taken if and only
+    if `wait <= patience`; a new state of None means: write nothing. (A new state with
     `wait > patience` only says that the clock has stepped back by more than a period; the store
     writes it, or the key would be measured against an instant that lies far ahead.)
 
@@ -71,28 +71,15 @@ class Owed(Protocol[S_contra]):
 
 
 class Steps(NamedTuple, Generic[S]):
-    """The pure steps of one algorithm, bound to limit, period and burst."""
+    """The pure steps of one algorithm, bound to limit, period and burst.
 
-    admit: Admit[S]
-    #: The part of `admit` that is left when `take` has answered None, or is not wanted.
-    queue: Admit[S]
+    Admitting is `take`, and `queue` when that answers None.
+    """
+
     take: Take[S]
+    queue: Queue[S]
     adjust: Adjust[S]
     reset_at: ResetAt[S]
     owed: Owed[S]
     #: Whether two states are the same, as far as an undo has to know.
     same: Callable[[S, S], bool] = eq
-
-
-def admit_by(take: Take[S], queue: Admit[S]) -> Admit[S]:
-    """`admit` out of its two parts."""
-
-    def admit(state: S | None, now: float, cost: int, patience: float) -> tuple[Any, ...]:
-        if cost and patience >= 0.0:
-            new = take(state, now, cost)
-            if new is not None:
-                seen = queue(new, now, 0, -inf)
-                return new, 0.0, seen[2], seen[3]
-        return queue(state, now, cost, patience)
-
-    return admit

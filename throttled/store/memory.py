@@ -192,7 +192,7 @@ class MemoryStore(Store):
         return self._tick() * 1e6 + _ROUND - self._back
 
     def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
-        """Decide one call: see `throttled.algorithms.steps.Admit`."""
+        """Decide one call: see `throttled.algorithms.steps.Queue`."""
         answer = self.bind(plan)(key, cost, patience)
         return answer.reply() if isinstance(answer, RateLimitResult) else answer
 
