@@ -295,3 +295,35 @@ def test_a_short_wait_is_waited_out() -> None:
         assert result.allowed
         assert result.state.retry_after == 0
     assert 0.15 <= time.monotonic() - began <= 0.15 * 1.3
+
+
+@needs_signals
+@pytest.mark.server
+def test_an_interrupt_is_heard_although_the_server_is_gone(
+    interrupt: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server() as gone, RedisStore(gone.url) as store:
+        throttle = Throttled(quota="1/366d", timeout=1e9, store=store)
+        assert throttle.limit("key").allowed
+        threading.Timer(0.05, gone.stop).start()
+        interrupt(1.0)
+        with pytest.raises(KeyboardInterrupt):
+            throttle.limit("key")
+    assert "could not give back its slot: Redis at" in caplog.text
+
+
+@pytest.mark.server
+async def test_a_cancellation_is_heard_although_the_server_is_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Server() as gone:
+        async with AsyncRedisStore(gone.url) as store:
+            throttle = AsyncThrottled(quota="1/366d", timeout=1e9, store=store)
+            assert (await throttle.limit("key")).allowed
+            with anyio.fail_after(15), anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(throttle.limit, "key")
+                    await anyio.wait_all_tasks_blocked()
+                    await anyio.to_thread.run_sync(gone.stop)
+                    scope.cancel()
+    assert "could not give back its slot: Redis at" in caplog.text

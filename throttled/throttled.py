@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
 from math import isnan
 from types import TracebackType
@@ -12,7 +14,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from throttled._text import shown
 from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK, NOW, Plan, make_plan
-from throttled.exceptions import DataError, LimitedError, SetUpError
+from throttled.exceptions import BaseThrottledError, DataError, LimitedError, SetUpError
 from throttled.quota import MAX_LIMIT, Quota, per_min
 from throttled.result import RateLimitResult, RateLimitState, state_of
 from throttled.store.base import Reply, Store, Ticket
@@ -21,6 +23,8 @@ from throttled.store.memory import MemoryStore
 P = ParamSpec("P")
 R = TypeVar("R")
 StoreT = TypeVar("StoreT")
+
+logger = logging.getLogger("throttled")
 
 #: Longer than any wait: what `timeout=inf` means in µs.
 _EVER = 2.0**62
@@ -225,9 +229,11 @@ class Throttled(BaseThrottled[Store]):
             else:
                 sleeper.sleep_until(ticket.slot)
         except BaseException:
-            self.store.withdraw(ticket)
+            with unheard("A cancelled call could not give back its slot"):
+                self.store.withdraw(ticket)
             raise
-        self.store.arrived(ticket)
+        with unheard("Calls cancelled earlier could not give back their slots"):
+            self.store.arrived(ticket)
 
     def _pass(self) -> RateLimitResult:
         result = self.limit(self._key(), self.cost)
@@ -280,6 +286,18 @@ class Throttled(BaseThrottled[Store]):
             return func(*args, **kwargs)
 
         return call
+
+
+@contextmanager
+def unheard(what: str) -> Iterator[None]:
+    """Log what a store cannot do any more, where the caller has to hear of something else.
+
+    What could not be given back stays taken.
+    """
+    try:
+        yield
+    except BaseThrottledError as error:
+        logger.warning("%s: %s", what, error)
 
 
 def is_async(func: Any) -> bool:

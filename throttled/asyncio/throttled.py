@@ -14,11 +14,11 @@ import anyio
 
 from throttled._text import shown
 from throttled.algorithms.plan import LOOK
-from throttled.exceptions import BaseThrottledError, LimitedError, SetUpError
+from throttled.exceptions import LimitedError, SetUpError
 from throttled.quota import MAX_LIMIT
 from throttled.result import RateLimitResult, RateLimitState, state_of
 from throttled.store.base import AsyncStore, Store, Ticket
-from throttled.throttled import BaseThrottled, default_store, is_async, name_of
+from throttled.throttled import BaseThrottled, default_store, is_async, name_of, unheard
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,18 +110,16 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         if self._local:
             store.arrived(ticket)
         else:
-            await store.arrived(ticket)
+            with unheard("Calls cancelled earlier could not give back their slots"):
+                await store.arrived(ticket)
 
     async def _give_back(self, ticket: Ticket) -> None:
         store: Any = self.store
-        with anyio.move_on_after(_GIVE_BACK, shield=True) as scope:
-            try:
-                await store.withdraw(ticket)
-            except BaseThrottledError as error:
-                # The cancellation goes on; what could not be given back stays taken.
-                logger.warning("A cancelled call could not give back its slot: %s", error)
+        what = "A cancelled call could not give back its slot"
+        with anyio.move_on_after(_GIVE_BACK, shield=True) as scope, unheard(what):
+            await store.withdraw(ticket)
         if scope.cancelled_caught:
-            logger.warning("A cancelled call could not give back its slot in %g s", _GIVE_BACK)
+            logger.warning("%s within %g s", what, _GIVE_BACK)
 
     async def _pass(self) -> RateLimitResult:
         result = await self.limit(self._key(), self.cost)
