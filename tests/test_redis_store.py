@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import fakeredis
 import pytest
 import redis
@@ -25,6 +26,7 @@ from redis.retry import Retry
 from tests import servers
 from tests.servers import HOST, Proxy, SentinelServer, Server, cluster, free_port, wait_until
 from throttled.algorithms.plan import LOOK, Plan, make_plan
+from throttled.asyncio import Throttled as AsyncThrottled
 from throttled.exceptions import SetUpError, StateError, StoreUnavailableError
 from throttled.quota import Quota
 from throttled.store.aioredis import RedisStore as AsyncRedisStore
@@ -969,3 +971,10 @@ def test_adjust_and_reset(server: Server, key: str) -> None:
         assert left(store, key) == 5
         assert not store.adjust(PLAN, key, -1)
         assert store.run_many([]) == []
+
+
+def test_under_trio_it_says_what_would_work() -> None:
+    store = AsyncRedisStore("redis://localhost:1")
+    throttle = AsyncThrottled(store=store)
+    with pytest.raises(SetUpError, match="under trio use a MemoryStore"):
+        anyio.run(throttle.limit, "key", backend="trio")

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
+from throttled.exceptions import SetUpError
 from throttled.store.base import AsyncStore, Call, Reply, Ticket
 from throttled.store.calls import RedisCalls
 from throttled.store.connection import DEFAULT_SERVER, Shared
@@ -120,6 +121,16 @@ async def _finished(flow: Flow[Any], cancelled: BaseException | None = None) -> 
         return
 
 
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise SetUpError(
+            "This RedisStore works in a running asyncio event loop, for redis-py knows no other; "
+            "under trio use a MemoryStore."
+        ) from None
+
+
 async def _acquired(turn: asyncio.Lock) -> bool:
     """Whether it is our turn; False when that takes too long, for a server may hang."""
     if not turn.locked():
@@ -161,7 +172,7 @@ class RedisStore(RedisCalls, AsyncStore):
         )
 
     def _ready(self) -> Road:
-        loop = asyncio.get_running_loop()
+        loop = _running_loop()
         road = self._roads.get(loop)
         if road is None:
             self._forget_closed()
@@ -179,7 +190,7 @@ class RedisStore(RedisCalls, AsyncStore):
             self._shared.leave(self._key(loop), self)
 
     async def _called(self, flow: Flow[Any]) -> Any:
-        loop = asyncio.get_running_loop()
+        loop = _running_loop()
         if loop not in self._ends:
             # A loop that ends closes its asynchronous generators: the one hook it has.
             self._ends[loop] = end = self._until_end(loop)
@@ -211,7 +222,7 @@ class RedisStore(RedisCalls, AsyncStore):
             return await self._ask(plan, key, cost, patience)
         # Who waits is served in the order of asking; over several connections that would be the
         # order of arrival, and a crowd would open a connection each.
-        turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        turn = self._turns.setdefault(_running_loop(), asyncio.Lock())
         mine = await _acquired(turn)
         try:
             return await self._ask(plan, key, cost, patience)
@@ -223,7 +234,7 @@ class RedisStore(RedisCalls, AsyncStore):
         # The flow of `_run` for a connection at hand and a reply that is in order, written out as
         # in the sync store. Everything else is left to it.
         attempt: Attempt | None = None
-        road = self._roads.get(asyncio.get_running_loop())
+        road = self._roads.get(_running_loop())
         if road is not None and road.idle and self._clock is None:
             line: Any = road.idle.pop()
             if line.quiet():
@@ -278,7 +289,7 @@ class RedisStore(RedisCalls, AsyncStore):
 
     async def close(self) -> None:
         """Close the connections of this event loop, if no other store uses them there."""
-        loop = asyncio.get_running_loop()
+        loop = _running_loop()
         end = self._ends.get(loop)
         if end is None:
             await self._closed(loop)
