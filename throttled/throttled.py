@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
 from math import isnan
@@ -289,7 +289,7 @@ class Throttled(BaseThrottled[Store]):
 
 
 @contextmanager
-def unheard(what: str) -> Iterator[None]:
+def unheard(what: str) -> Generator[None]:
     """Log what a store cannot do any more, where the caller has to hear of something else.
 
     What could not be given back stays taken.

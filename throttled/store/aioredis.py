@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 from throttled.exceptions import SetUpError
 from throttled.store.base import AsyncStore, Call, Reply, Ticket
 from throttled.store.calls import RedisCalls
-from throttled.store.connection import DEFAULT_SERVER, Shared
+from throttled.store.connection import DEFAULT_SERVER
 from throttled.store.exchange import GRACE, Attempt
 from throttled.store.lanes import Flow, Line, Road
+from throttled.store.shared import Shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence

@@ -13,9 +13,7 @@ from throttled.store.base import Call, Reply, Sleeper, Steps, Ticket, Waiting
 from throttled.store.connection import (
     DEFAULT_SERVER,
     ConnectionFactory,
-    Shared,
     checked_options,
-    frozen,
     load_redis,
     make_factory,
     masked,
@@ -30,6 +28,7 @@ from throttled.store.exchange import (
     is_list,
 )
 from throttled.store.lanes import ClusterRoad, Flow, HeldLane, Lane, Line, Road
+from throttled.store.shared import Shared, frozen
 from throttled.store.wire import SERVER_TIME, Wording, bulk, delete, many, one, whole
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from throttled.store.base import Call, Reply, Store, Ticket
 from throttled.store.calls import RedisCalls
-from throttled.store.connection import DEFAULT_SERVER, Shared
+from throttled.store.connection import DEFAULT_SERVER
 from throttled.store.exchange import GRACE, Attempt
 from throttled.store.lanes import Flow, Line, Road
+from throttled.store.shared import Shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
