@@ -262,7 +262,6 @@ def test_classes_are_taken_by_path_or_as_they_are(by_path: bool) -> None:
 def test_factories_load_by_their_public_path() -> None:
     for name in ("ConnectionFactory", "SentinelConnectionFactory", "ClusterConnectionFactory"):
         for module in ("throttled.store", "throttled.asyncio.store"):
-            pytest.importorskip(module)
             options = {"CONNECTION_FACTORY_CLASS": f"{module}.{name}"}
             if name.startswith("Sentinel"):
                 options["SENTINELS"] = [("localhost", 26379)]  # type: ignore[assignment]

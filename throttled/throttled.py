@@ -17,7 +17,7 @@ from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK, NOW, Plan, make_plan
 from throttled.exceptions import BaseThrottledError, DataError, LimitedError, SetUpError
 from throttled.quota import MAX_LIMIT, Quota, per_min
 from throttled.result import RateLimitResult, RateLimitState, state_of
-from throttled.store.base import Reply, Store, Ticket
+from throttled.store.base import AsyncStore, Reply, Store, Ticket
 from throttled.store.memory import MemoryStore
 
 P = ParamSpec("P")
@@ -177,7 +177,8 @@ class Throttled(BaseThrottled[Store]):
     def _check_store(self, store: Store | None) -> Store:
         if store is None:
             return default_store()
-        if inspect.iscoroutinefunction(getattr(store, "run", None)):
+        given: object = store
+        if isinstance(given, AsyncStore):
             raise SetUpError(
                 f"Invalid store: {shown(store)} is for throttled.asyncio; "
                 f"use its namesake in throttled.store here."

@@ -8,6 +8,7 @@ again, since other processes may have run; the best of the attempts is what is r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -50,6 +51,31 @@ def calls_of(
         for _ in repeat(None, number):
             call(key)
         return (clock() - start) / number
+
+    return batch
+
+
+def threads_of(call: Callable[[str], Any], number: int, share: int) -> Batch:
+    """A batch of calls with one key by so many threads at once, each making its share."""
+    barrier = threading.Barrier(number + 1)
+
+    def work() -> None:
+        barrier.wait()
+        for _ in repeat(None, share):
+            call("key")
+        barrier.wait()
+
+    def batch() -> float:
+        workers = [threading.Thread(target=work) for _ in range(number)]
+        for worker in workers:
+            worker.start()
+        barrier.wait()
+        start = perf_counter()
+        barrier.wait()
+        elapsed = perf_counter() - start
+        for worker in workers:
+            worker.join()
+        return elapsed / (share * number)
 
     return batch
 

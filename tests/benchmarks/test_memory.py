@@ -9,12 +9,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from itertools import cycle, islice, repeat
-from time import perf_counter, process_time
+from time import process_time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.benchmarks.measured import ALGORITHMS, RULES, Batch, Measured, calls_of, plenty
+from tests.benchmarks.measured import (
+    ALGORITHMS,
+    RULES,
+    Batch,
+    Measured,
+    calls_of,
+    plenty,
+    threads_of,
+)
 from throttled import MemoryStore, Throttled
 from throttled import asyncio as throttled_asyncio
 
@@ -147,37 +155,13 @@ def test_eight_threads_on_one_key(benchmark: Any, measured: Measured, algorithm:
     throttle = Throttled(using=algorithm, quota=plenty(algorithm), store=MemoryStore())
     limit = throttle.limit
 
-    def threads(number: int) -> Batch:
-        share = 20 * CALLS // number
-        barrier = threading.Barrier(number + 1)
-
-        def work() -> None:
-            barrier.wait()
-            for _ in repeat(None, share):
-                limit("key")
-            barrier.wait()
-
-        def batch() -> float:
-            workers = [threading.Thread(target=work) for _ in range(number)]
-            for worker in workers:
-                worker.start()
-            barrier.wait()
-            start = perf_counter()
-            barrier.wait()
-            elapsed = perf_counter() - start
-            for worker in workers:
-                worker.join()
-            return elapsed / (share * number)
-
-        return batch
-
     measured.compare(
         benchmark,
         TABLE,
         algorithm,
         "8 threads, to one",
-        ours=threads(THREADS),
-        base=threads(1),
+        ours=threads_of(limit, THREADS, 20 * CALLS // THREADS),
+        base=threads_of(limit, 1, 20 * CALLS),
         ceiling=1.5,
         rounds=8,
     )

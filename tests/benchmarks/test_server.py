@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from time import perf_counter
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from tests.benchmarks.measured import ALGORITHMS, Batch, Measured, calls_of, plenty
+from tests.benchmarks.measured import ALGORITHMS, Measured, calls_of, plenty, threads_of
 from throttled import RedisStore, Throttled
 from throttled import asyncio as throttled_asyncio
 
@@ -97,36 +96,13 @@ def test_sixteen_threads(
     ):
         throttle = Throttled(using=algorithm, quota=plenty(algorithm), store=store)
 
-        def threads(call: Any) -> Batch:
-            barrier = threading.Barrier(THREADS + 1)
-
-            def work() -> None:
-                barrier.wait()
-                for _ in repeat(None, SHARE):
-                    call("key")
-                barrier.wait()
-
-            def batch() -> float:
-                workers = [threading.Thread(target=work) for _ in range(THREADS)]
-                for worker in workers:
-                    worker.start()
-                barrier.wait()
-                start = perf_counter()
-                barrier.wait()
-                elapsed = perf_counter() - start
-                for worker in workers:
-                    worker.join()
-                return elapsed / (SHARE * THREADS)
-
-            return batch
-
         measured.compare(
             benchmark,
             f"Decisions on {name_of(server)}, to INCRBY",
             algorithm,
             f"{THREADS} threads",
-            ours=threads(throttle.limit),
-            base=threads(client.incrby),
+            ours=threads_of(throttle.limit, THREADS, SHARE),
+            base=threads_of(client.incrby, THREADS, SHARE),
             ceiling=None,
             rounds=5,
         )

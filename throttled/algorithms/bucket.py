@@ -130,8 +130,3 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         return at - (credit - full) / rate - now
 
     return Steps(take, queue, adjust, reset_at, owed)
-
-
-def dump(state: State) -> tuple[str, ...]:
-    """The state as the text that Redis holds."""
-    return (" ".join([f"{number:.17g}" for number in state]),)

@@ -115,8 +115,3 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         return count * span / most if now < start + span else 0.0
 
     return Steps(take, queue, adjust, reset_at, owed)
-
-
-def dump(state: State) -> tuple[str, ...]:
-    """The state as the text that Redis holds."""
-    return (" ".join([f"{number:.17g}" for number in state]),)

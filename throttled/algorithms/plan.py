@@ -37,7 +37,7 @@ class RateLimiterType(Enum):
         return [member.value for member in cls]
 
 
-#: Name -> rule. A rule is a module with `bind` and `dump`, and a `.lua` twin of the same name.
+#: Name -> rule. A rule is a module with `bind`, and a `.lua` twin of the same name.
 ALGORITHMS: dict[str, Any] = {
     "fixed_window": fixed_window,
     "sliding_window": sliding_window,
@@ -49,8 +49,6 @@ ALGORITHMS: dict[str, Any] = {
 
 #: The rules' own names, which are those of their `.lua` files.
 RULES = tuple(dict.fromkeys(rule.__name__.rpartition(".")[2] for rule in ALGORITHMS.values()))
-
-_BURSTY = frozenset({"token_bucket", "leaking_bucket", "gcra"})
 
 
 class Plan:
@@ -85,17 +83,13 @@ class Plan:
     reset_at: ResetAt[Any]
     owed: Owed[Any]
     same: Callable[[Any, Any], bool]
+    dump: Callable[[Any], tuple[str, ...]]
+    appends: bool
 
     def __init__(self, algorithm: str, quota: Quota, prefix: str, name: str | None) -> None:
         module = ALGORITHMS[algorithm]
         limit, period = quota.limit, quota.period_us
-        burst = quota.burst if algorithm in _BURSTY else limit
-        if module is sliding_window_log and limit > sliding_window_log.MOST:
-            raise DataError(
-                f"Invalid limit for sliding_window_log: {limit}, must be at most "
-                f"{sliding_window_log.MOST} because it remembers every call; "
-                f"use sliding_window, which takes the same space for any limit."
-            )
+        burst = quota.burst if module is bucket else limit
         self.algorithm = algorithm
         self.kind: str = module.__name__.rpartition(".")[2]
         self.quota = quota
@@ -106,9 +100,7 @@ class Plan:
         self.prefix = f"{prefix}:v1:{algorithm}:{period}:{name + ':' if name else ''}"
         steps: Steps[Any] = module.bind(limit, period, burst)
         self.take, self.queue, self.adjust = steps[:3]
-        self.reset_at, self.owed, self.same = steps[3:]
-        self.dump = module.dump
-        self.appends = module is sliding_window_log
+        self.reset_at, self.owed, self.same, self.dump, self.appends = steps[3:]
 
     def reset_after(self, state: Any, now: float) -> float:
         """µs until a state equals that of a key never seen; 0 or less when it does."""

@@ -28,6 +28,7 @@ from math import inf
 from typing import TypeAlias
 
 from throttled.algorithms.steps import Steps
+from throttled.exceptions import DataError
 
 Column: TypeAlias = "array[float]"
 State: TypeAlias = "tuple[float, Column, Column, int, int, float]"
@@ -42,7 +43,15 @@ _ROOM = array("d", bytes(8 * 4))
 
 
 def bind(limit: int, period: int, burst: int) -> Steps[State]:
-    """The steps of a log of `limit` per `period` µs; `burst` has no meaning here."""
+    """The steps of a log of `limit` per `period` µs; `burst` has no meaning here.
+
+    Raises `DataError` for a limit above `MOST`.
+    """
+    if limit > MOST:
+        raise DataError(
+            f"Invalid limit for sliding_window_log: {limit}, must be at most {MOST} because it "
+            f"remembers every call; use sliding_window, which takes the same space for any limit."
+        )
     most = float(limit)
     span = float(period)
 
@@ -207,7 +216,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         # Whatever happens to a log changes its end.
         return end(one) == end(other)
 
-    return Steps(take, queue, adjust, reset_at, owed, same)
+    return Steps(take, queue, adjust, reset_at, owed, same, dump, appends=True)
 
 
 def end(state: State) -> tuple[float, ...]:

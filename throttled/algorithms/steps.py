@@ -70,6 +70,11 @@ class Owed(Protocol[S_contra]):
     def __call__(self, state: S_contra, now: float, /) -> float: ...
 
 
+def numbers(state: tuple[float, ...]) -> tuple[str, ...]:
+    """A state of a few numbers as the text that Redis holds."""
+    return (" ".join([f"{number:.17g}" for number in state]),)
+
+
 class Steps(NamedTuple, Generic[S]):
     """The pure steps of one algorithm, bound to limit, period and burst.
 
@@ -83,3 +88,7 @@ class Steps(NamedTuple, Generic[S]):
     owed: Owed[S]
     #: Whether two states are the same, as far as an undo has to know.
     same: Callable[[S, S], bool] = eq
+    #: The state as Redis holds it: one text, or the items of a list.
+    dump: Callable[[Any], tuple[str, ...]] = numbers
+    #: Whether the state is too long to copy, so that `take` and `queue` say what to append.
+    appends: bool = False

@@ -47,7 +47,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
     def _check_store(self, store: Store | AsyncStore | None) -> Store | AsyncStore:
         if store is None:
             store = default_store()
-        if isinstance(store, Store) and not inspect.iscoroutinefunction(store.run):
+        if isinstance(store, Store):
             if not store.local:
                 raise SetUpError(
                     f"Invalid store: {shown(store)} would block the event loop; "

@@ -9,13 +9,12 @@ from weakref import WeakKeyDictionary
 from throttled.exceptions import SetUpError
 from throttled.store.base import AsyncStore, Call, Reply, Ticket
 from throttled.store.calls import RedisCalls
-from throttled.store.connection import DEFAULT_SERVER
 from throttled.store.exchange import GRACE, Attempt
 from throttled.store.lanes import Flow, Line, Road
 from throttled.store.shared import Shared
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Coroutine, Sequence
     from types import TracebackType
 
     from throttled.algorithms.plan import Plan
@@ -157,21 +156,6 @@ class RedisStore(RedisCalls, AsyncStore):
     line = AsyncLine
     _shared = Shared()
 
-    def __init__(
-        self,
-        server: str | None = DEFAULT_SERVER,
-        options: Mapping[str, Any] | None = None,
-        *,
-        client: Any = None,
-        clock: Any = None,
-    ) -> None:
-        super().__init__(server, options, client=client, clock=clock)
-        self._roads: dict[asyncio.AbstractEventLoop, Road] = {}
-        self._ends: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
-            WeakKeyDictionary()
-        )
-
     def _ready(self) -> Road:
         loop = _running_loop()
         road = self._roads.get(loop)
@@ -181,8 +165,11 @@ class RedisStore(RedisCalls, AsyncStore):
         return road
 
     def forget(self) -> None:
-        self._roads = {}
-        self._ends = {}
+        self._roads: dict[asyncio.AbstractEventLoop, Road] = {}
+        self._ends: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            WeakKeyDictionary()
+        )
 
     def _forget_closed(self) -> None:
         for loop in [loop for loop in self._roads if loop.is_closed()]:

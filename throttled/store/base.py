@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from bisect import insort_right
 from collections.abc import Generator, Sequence
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from weakref import WeakSet
 
 from throttled.algorithms.plan import Plan
+from throttled.exceptions import SetUpError
 
 #: `(ticket or whatever the store keeps there, wait, remaining, reset_after)`, durations in µs.
 #: The call was admitted if and only if `wait <= patience`; the first item is a `Ticket` if it was
@@ -47,6 +48,16 @@ class Sleeper(Protocol):
     def sleep_until(self, instant: float) -> None: ...
 
     async def asleep_until(self, instant: float) -> None: ...
+
+
+def sleeper_of(clock: Any) -> Sleeper | None:
+    """A `clock=` of a user's, if it can sleep as well; `SetUpError` if it is no clock."""
+    if clock is not None and not callable(clock):
+        raise SetUpError(
+            f"Invalid clock: {clock!r}, must be a callable that returns seconds, "
+            f"such as throttled.testing.FakeClock()."
+        )
+    return cast("Sleeper", clock) if hasattr(clock, "sleep_until") else None
 
 
 class Ticket:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from throttled.exceptions import BaseThrottledError, SetUpError
-from throttled.store.base import Call, Reply, Sleeper, Steps, Ticket, Waiting
+from throttled.store.base import Call, Reply, Sleeper, Steps, Ticket, Waiting, sleeper_of
 from throttled.store.connection import (
     DEFAULT_SERVER,
     ConnectionFactory,
@@ -77,17 +77,11 @@ class RedisCalls:
         clock: Any = None,
     ) -> None:
         load_redis()
-        if clock is not None and not callable(clock):
-            raise SetUpError(
-                f"Invalid clock: {clock!r}, must be a callable that returns seconds, "
-                f"such as throttled.testing.FakeClock()."
-            )
+        self.sleeper = sleeper_of(clock)
         self._clock: Any = clock
-        sleeper: Any = clock if hasattr(clock, "sleep_until") else None
-        self.sleeper = sleeper
         self._waiting = Waiting()
         self._wordings: dict[Plan, Wording] = {}
-        self._road: Road | None = None
+        self.forget()
         self._factory: ConnectionFactory | None = None
         self._options = checked_options(options)
         if client is not None:
@@ -156,8 +150,8 @@ class RedisCalls:
             yield from link.close()
 
     def forget(self) -> None:
-        """What a forked child does, to make connections of its own."""
-        self._road = None
+        """Start without connections: when made, and in a forked child, which makes its own."""
+        raise NotImplementedError
 
     def _ready(self) -> Road:
         raise NotImplementedError
@@ -190,7 +184,7 @@ class RedisCalls:
             reply = yield from exchange(self._ready(), self._where, request, name, attempt)
         except Interrupted as gone:
             call = (plan, key, cost, patience)
-            yield from self._give_back([call], [name], gone.reply)
+            yield from self._give_back([call], gone.reply)
             raise gone.interrupt from None
         found = _group(reply, 0)
         if is_list(found):
@@ -210,9 +204,7 @@ class RedisCalls:
             try:
                 reply = yield from exchange(road, self._where, request, names[part[0]])
             except Interrupted as gone:
-                yield from self._give_back(
-                    [calls[i] for i in part], [names[i] for i in part], gone.reply
-                )
+                yield from self._give_back([calls[i] for i in part], gone.reply)
                 for call, result in zip(calls, results, strict=True):
                     if result is not None and not isinstance(result, BaseException):
                         yield from self._return(call, result)
@@ -233,7 +225,7 @@ class RedisCalls:
                 )
         return results
 
-    def _give_back(self, calls: Sequence[Call], names: list[bytes], reply: Any) -> Flow[None]:
+    def _give_back(self, calls: Sequence[Call], reply: Any) -> Flow[None]:
         """Return what the reply of an interrupted request had taken."""
         for place, call in enumerate(calls):
             found = _group(reply, place)
@@ -252,12 +244,7 @@ class RedisCalls:
 
     def _change(self, plan: Plan, key: str, group: bytes) -> Flow[bool]:
         name = self._wording(plan).key(key)
-        request = one(name, group, self._now())
-        try:
-            reply = yield from exchange(self._ready(), self._where, request, name)
-        except Interrupted as gone:
-            raise gone.interrupt from None
-        found = _group(reply, 0)
+        found = _group((yield from self._sent(one(name, group, self._now()), name)), 0)
         if type(found) is int:
             return bool(found)
         raise group_error(name, found)
@@ -299,8 +286,12 @@ class RedisCalls:
 
     def _reset(self, plan: Plan, key: str) -> Flow[None]:
         name = self._wording(plan).key(key)
+        yield from self._sent(delete(name), name)
+
+    def _sent(self, request: bytes, name: bytes) -> Flow[Any]:
+        """The reply to a request that takes nothing which would have to be given back."""
         try:
-            yield from exchange(self._ready(), self._where, delete(name), name)
+            return (yield from exchange(self._ready(), self._where, request, name))
         except Interrupted as gone:
             raise gone.interrupt from None
 

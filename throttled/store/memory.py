@@ -25,7 +25,7 @@ from cachetools import Cache
 from throttled.algorithms.plan import Plan
 from throttled.exceptions import DataError, SetUpError
 from throttled.result import RateLimitResult
-from throttled.store.base import Call, Reply, Sleeper, Steps, Store, Ticket, Waiting, new_lock
+from throttled.store.base import Call, Reply, Steps, Store, Ticket, Waiting, new_lock, sleeper_of
 
 logger = logging.getLogger("throttled")
 
@@ -154,17 +154,12 @@ class MemoryStore(Store):
             )
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise DataError(f"Invalid MAX_SIZE: {size!r}, must be an integer of at least 1.")
-        if clock is not None and not callable(clock):
-            raise SetUpError(
-                f"Invalid clock: {clock!r}, must be a callable that returns seconds, "
-                f"such as throttled.testing.FakeClock()."
-            )
         self._lock = new_lock()
         self._table = _Table(size)
         self._cells = self._table.cells
         self._waiting = Waiting()
         #: The clock, when it can sleep as well.
-        self.sleeper: Sleeper | None = clock if hasattr(clock, "sleep_until") else None  # type: ignore[assignment]
+        self.sleeper = sleeper_of(clock)
         self._steady = clock is None  # never steps back, so a refusal never writes
         self._tick = time.monotonic if clock is None else clock
         anchor = 0.0

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from throttled.store.base import Call, Reply, Store, Ticket
 from throttled.store.calls import RedisCalls
-from throttled.store.connection import DEFAULT_SERVER
 from throttled.store.exchange import GRACE, Attempt
 from throttled.store.lanes import Flow, Line, Road
 from throttled.store.shared import Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from throttled.algorithms.plan import Plan
@@ -132,17 +131,10 @@ class RedisStore(RedisCalls, Store):
     line = SyncLine
     _shared = Shared()
 
-    def __init__(
-        self,
-        server: str | None = DEFAULT_SERVER,
-        options: Mapping[str, Any] | None = None,
-        *,
-        client: Any = None,
-        clock: Any = None,
-    ) -> None:
+    def forget(self) -> None:
+        self._road: Road | None = None
         #: The idle lines of the road, if they are held. See `run`.
         self._idle: list[Any] = []
-        super().__init__(server, options, client=client, clock=clock)
 
     def _ready(self) -> Road:
         road = self._road
@@ -150,10 +142,6 @@ class RedisStore(RedisCalls, Store):
             road = self._road = self._open(None)
             self._idle = road.idle
         return road
-
-    def forget(self) -> None:
-        super().forget()
-        self._idle = []
 
     def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call; `patience` in µs, `LOOK` to change nothing."""
