@@ -48,7 +48,7 @@ def parameters(call: Any) -> list[tuple[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["__init__", "limit", "peek", "__call__"])
+@pytest.mark.parametrize("name", ["__init__", "limit", "limit_many", "peek", "__call__"])
 def test_both_flavours_take_the_same_arguments(name: str) -> None:
     sync, async_ = throttled.Throttled, throttled.asyncio.Throttled
     assert parameters(getattr(sync, name)) == parameters(getattr(async_, name))
@@ -67,13 +67,22 @@ def test_both_redis_stores_take_the_same_arguments(name: str) -> None:
     assert inspect.iscoroutinefunction(async_)
 
 
+@pytest.mark.parametrize("name", ["bind", "decide_many", "health"])
+def test_all_stores_decide_and_report_by_the_same_arguments(name: str) -> None:
+    stores = throttled.MemoryStore, throttled.store.RedisStore, throttled.asyncio.store.RedisStore
+    memory, sync, async_ = (parameters(getattr(store, name)) for store in stores)
+    assert memory == sync == async_
+
+
 def test_parameters_and_defaults_people_rely_on() -> None:
     throttle = throttled.Throttled
     assert parameters(throttle.limit) == [("key", None), ("cost", 1), ("timeout", None)]
     names = [name for name, _ in parameters(throttle.__init__)]
     assert names[:6] == ["key", "timeout", "using", "quota", "store", "cost"]
+    assert names[6:] == ["key_prefix", "on_store_error"]
     plain = throttle()
     assert (plain.key, plain.timeout, plain.cost) == (None, -1, 1)
+    assert plain.on_store_error == "raise"
     assert (plain.quota.limit, plain.quota.burst, plain.quota.period_us) == (60, 60, 60_000_000)
     assert repr(plain).startswith(
         "Throttled(using='token_bucket', quota='60/m', store=MemoryStore("
@@ -127,12 +136,15 @@ def test_the_documented_first_call() -> None:
 
     throttle = throttled.Throttled(store=throttled.MemoryStore(clock=FakeClock()))
     state = "RateLimitState(limit=60, remaining=59, reset_after=1, retry_after=0)"
-    assert repr(throttle.limit("key", 1)) == f"RateLimitResult(limited=False, state={state})"
+    assert repr(throttle.limit("key", 1)) == (
+        f"RateLimitResult(limited=False, state={state}, source='memory')"
+    )
     assert repr(throttle.peek("key")) == state
     refused = throttle.limit("key", 60)
     assert repr(refused) == (
         "RateLimitResult(limited=True, "
-        "state=RateLimitState(limit=60, remaining=59, reset_after=1, retry_after=1))"
+        "state=RateLimitState(limit=60, remaining=59, reset_after=1, retry_after=1), "
+        "source='memory')"
     )
 
 

@@ -142,7 +142,7 @@ async def test_tasks_on_a_server(server: Server, prefix: str) -> None:
         took, served = await in_tasks(lambda: throttle.limit("key"))
     assert sorted(served) == list(range(CALLERS))
     assert IDEAL <= took <= MOST
-    assert server.calls("evalsha", "eval") == before + CALLERS
+    assert server.calls("evalsha", "eval") <= before + CALLERS  # they share round trips
 
 
 # -- giving up ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from throttled import (
     store,
     utils,
 )
+from throttled.result import Source
 
 throttle = Throttled(
     key="key",
@@ -30,12 +31,22 @@ throttle = Throttled(
     cost=2,
 )
 Throttled(using="gcra", quota="100/s burst 200", store=store.RedisStore("redis://localhost"))
+Throttled(on_store_error="local")
+Throttled(on_store_error=MemoryStore())
+Throttled(on_store_error="ignore")  # type: ignore[arg-type]
+Throttled(on_store_error=throttled.asyncio.store.RedisStore())  # type: ignore[arg-type]
+throttled.asyncio.Throttled(on_store_error=throttled.asyncio.store.RedisStore())
+throttled.asyncio.Throttled(on_store_error=MemoryStore())
 
 assert_type(throttle.limit("key", 1, timeout=2), RateLimitResult)
 assert_type(throttle.limit(), RateLimitResult)
+assert_type(throttle.limit_many(["key", ("key", 2)]), list[RateLimitResult])
+assert_type(throttle.limit_many(key for key in ("a", "b")), list[RateLimitResult])
+throttle.limit_many([("key", 2, 3)])  # type: ignore[list-item]
 assert_type(throttle.peek("key"), RateLimitState)
 assert_type(throttle.limit("key").limited, bool)
 assert_type(throttle.limit("key").allowed, bool)
+assert_type(throttle.limit("key").source, Source)
 assert_type(throttle.limit("key").state, RateLimitState)
 assert_type(throttle.peek("key").limit, int)
 assert_type(throttle.peek("key").remaining, int)
@@ -44,6 +55,9 @@ assert_type(throttle.peek("key").retry_after, float)
 assert_type(throttle.quota, Quota)
 assert_type(per_duration(timedelta(seconds=5), 10), Quota)
 assert_type(Quota.parse("5/s"), Quota)
+assert_type(
+    exceptions.StateError().outcomes, tuple[RateLimitResult | exceptions.BaseThrottledError, ...]
+)
 assert_type(exceptions.LimitedError().rate_limit_result, RateLimitResult | None)
 
 with throttle as result:
@@ -109,6 +123,7 @@ async def async_generator(n: int) -> AsyncIterator[int]:
 
 async def main() -> None:
     assert_type(await async_throttle.limit("key", 1, 2), RateLimitResult)
+    assert_type(await async_throttle.limit_many(["key"]), list[RateLimitResult])
     assert_type(await async_throttle.peek(), RateLimitState)
     assert_type(await coroutine(1), bytes)
     await coroutine("1")  # type: ignore[arg-type]

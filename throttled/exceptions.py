@@ -22,6 +22,10 @@ __all__ = [
 class BaseThrottledError(Exception):
     """The base of every error raised by this library."""
 
+    #: With an error that `limit_many` raised: what became of each call, in their order, a result
+    #: or an error. Calls that were admitted are, whatever became of the others.
+    outcomes: tuple[RateLimitResult | BaseThrottledError, ...] = ()
+
 
 class DataError(BaseThrottledError, ValueError):
     """An argument is invalid: a key, a cost, a quota, a timeout. Nothing was written."""
@@ -40,10 +44,10 @@ class StoreUnavailableError(BaseThrottledError):
 
 
 class LimitedError(BaseThrottledError):
-    """A call was refused by its limit.
+    """A call was refused: by its limit, or because its store failed and the policy is to deny.
 
     `rate_limit_result` is the refusal; its `state.retry_after` says in how many seconds the same
-    call fits.
+    call fits, and its `source` who refused: `"denied-by-policy"` is not the caller's fault.
     """
 
     rate_limit_result: RateLimitResult | None
@@ -58,6 +62,11 @@ class LimitedError(BaseThrottledError):
         if self.rate_limit_result is None:
             return "Rate limit exceeded."
         state = self.rate_limit_result.state
+        if getattr(self.rate_limit_result, "source", None) == "denied-by-policy":
+            return (
+                f"Store unavailable: the call was refused by on_store_error='deny', not by its "
+                f"limit: retry_after={plain(state.retry_after)}."
+            )
         return (
             f"Rate limit exceeded: remaining={state.remaining}, "
             f"reset_after={plain(state.reset_after)}, retry_after={plain(state.retry_after)}."

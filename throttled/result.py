@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from throttled._text import plain
 
 _new = object.__new__
+
+#: Who decided: see `RateLimitResult.source`.
+Source = Literal[
+    "memory",
+    "server",
+    "local-deny",
+    "fallback",
+    "allowed-by-policy",
+    "denied-by-policy",
+    "shadow",
+]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -42,7 +53,7 @@ class RateLimitResult:
     A result is always true in a condition, admitted or not: ask `result.limited`.
     """
 
-    __slots__ = ("_asked", "_now", "_plan", "_seen", "_state", "limited")
+    __slots__ = ("_asked", "_now", "_plan", "_seen", "_source", "_state", "limited")
 
     #: Whether the call was refused.
     limited: bool
@@ -54,25 +65,46 @@ class RateLimitResult:
     _seen: Any
     _asked: int
     _now: float | None
+    #: Not set by a `MemoryStore`, for which it would cost what a fifth of its decision does.
+    _source: Source
 
-    def __init__(self, limited: bool, state: RateLimitState) -> None:
+    def __init__(self, limited: bool, state: RateLimitState, source: Source = "memory") -> None:
         self.limited = limited
         self._state = state
+        self._source = source
 
     @classmethod
-    def of(cls, limited: bool, reply: tuple[Any, ...], plan: Any) -> Self:
+    def of(cls, limited: bool, reply: tuple[Any, ...], plan: Any, source: Source) -> Self:
         """The result of a store's reply."""
         result = _new(cls)
         result.limited = limited
         result._plan = plan
         result._seen = reply
         result._now = None
+        result._source = source
         return result
 
     @property
     def allowed(self) -> bool:
         """Whether the call was admitted."""
         return not self.limited
+
+    @property
+    def source(self) -> Source:
+        """Who decided.
+
+        - `"memory"`: a store of this process.
+        - `"server"`: the server that processes share.
+        - `"local-deny"`: this process, by what the server had answered a moment ago.
+        - `"fallback"`: the store that stands in for one that failed.
+        - `"allowed-by-policy"`, `"denied-by-policy"`: nobody could, and `on_store_error` says what
+          then. Of the state only `limit` is known: `remaining` and `reset_after` are 0, and so is
+          `retry_after` unless denied.
+        """
+        try:
+            return self._source
+        except AttributeError:
+            return "memory"
 
     @property
     def state(self) -> RateLimitState:
@@ -99,10 +131,12 @@ class RateLimitResult:
         return hash((self.limited, self.state))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RateLimitResult, (self.limited, self.state)
+        return RateLimitResult, (self.limited, self.state, self.source)
 
     def __repr__(self) -> str:
-        return f"RateLimitResult(limited={self.limited}, state={self.state!r})"
+        return (
+            f"RateLimitResult(limited={self.limited}, state={self.state!r}, source={self.source!r})"
+        )
 
 
 def state_of(reply: tuple[Any, ...], plan: Any) -> RateLimitState:

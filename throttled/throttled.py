@@ -5,20 +5,21 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, wraps
 from math import isnan
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
 
 from throttled._text import shown
 from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK, NOW, Plan, make_plan
 from throttled.exceptions import BaseThrottledError, DataError, LimitedError, SetUpError
 from throttled.quota import MAX_LIMIT, Quota, per_min
-from throttled.result import RateLimitResult, RateLimitState, state_of
-from throttled.store.base import AsyncStore, Reply, Store, Ticket
+from throttled.result import RateLimitResult, RateLimitState
+from throttled.store.base import AsyncStore, Outcome, Reply, Store, Ticket, misplaced
 from throttled.store.memory import MemoryStore
+from throttled.store.policy import Policy, Word, finished
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,16 +64,57 @@ def patience_of(timeout: object) -> float:
     )
 
 
+def checked_calls(calls: object) -> list[tuple[str, int]]:
+    """The calls of `limit_many` as pairs of key and cost; `DataError` names the first bad one."""
+    if isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Iterable):
+        raise DataError(
+            f"Invalid calls: {shown(calls)}, must be an iterable of keys or of (key, cost) pairs."
+        )
+    checked: list[tuple[str, int]] = []
+    for place, call in enumerate(calls):
+        pair = (call, 1) if isinstance(call, str) else call
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DataError(
+                f"Invalid calls[{place}]: {shown(call)}, must be a key or a (key, cost) pair."
+            )
+        try:
+            checked.append((check_key(pair[0]), check_cost(pair[1])))
+        except DataError as error:
+            raise DataError(f"Invalid calls[{place}]: {shown(call)}. {error}") from None
+    return checked
+
+
+def results_of(outcomes: Sequence[Outcome]) -> list[RateLimitResult]:
+    """Outcomes without an error; else the first error is raised, with all of them."""
+    for outcome in outcomes:
+        if isinstance(outcome, BaseThrottledError):
+            outcome.outcomes = cast("Any", tuple(outcomes))
+            raise outcome
+    return cast("list[RateLimitResult]", outcomes)
+
+
+def served(reply: Reply) -> RateLimitResult:
+    """The result of a call that has waited for its slot, as of the slot."""
+    ticket, wait, remaining, reset_after = reply
+    reply = None, 0.0, remaining, reset_after - wait
+    return RateLimitResult.of(False, reply, ticket.plan, ticket.source)
+
+
 class BaseThrottled(Generic[StoreT]):
     """What both flavours share: arguments, plan and results. No I/O, no sleeping."""
+
+    #: Whether it is the flavour of async code.
+    _asynchronous: ClassVar[bool]
 
     __slots__ = (
         "__weakref__",
         "_decide",
         "_patience",
         "_plan",
+        "_policy",
         "cost",
         "key",
+        "on_store_error",
         "quota",
         "store",
         "timeout",
@@ -88,6 +130,7 @@ class BaseThrottled(Generic[StoreT]):
         cost: int = 1,
         *,
         key_prefix: str = DEFAULT_PREFIX,
+        on_store_error: Word | StoreT | None = None,
     ) -> None:
         """
         :param key: the key of the decorator and of `with`; `limit` uses it when called without.
@@ -97,7 +140,10 @@ class BaseThrottled(Generic[StoreT]):
         :param store: where counts live; a MemoryStore shared by the whole process by default.
         :param cost: what one call of the decorated function or of `with` takes.
         :param key_prefix: what the keys in the store begin with; limits of one prefix share keys.
+        :param on_store_error: what to do when the store cannot decide: "raise", "allow", "deny",
+            "local" (limit in this process) or a store to fall back to; the store's own by default.
         :raises DataError: for a bad argument; the message names it.
+        :raises SetUpError: for a store that this flavour cannot use.
         """
         if callable(key):
             raise DataError(
@@ -119,16 +165,27 @@ class BaseThrottled(Generic[StoreT]):
             )
         self.quota = quota
         self._plan: Plan = make_plan("token_bucket" if using is None else using, quota, key_prefix)
-        self.store: StoreT = self._check_store(store)
-        run: Any = self.store.run  # type: ignore[attr-defined]
-        bind: Any = getattr(self.store, "bind", None)
-        #: `(key, cost, patience)` -> the store's reply, or from a local store the result at once.
-        self._decide: Callable[..., Any] = (
-            partial(run, self._plan) if bind is None else bind(self._plan)
+        self.store = cast("StoreT", self._checked(store))
+        #: What is done when the store fails.
+        self.on_store_error: Word | StoreT = (
+            cast("Any", self.store).on_store_error if on_store_error is None else on_store_error
         )
+        self._policy = Policy(self.store, self._plan, self.on_store_error, self._asynchronous)
+        #: `(key, cost, patience)` -> the answer, to be awaited if the policy `awaits`.
+        self._decide: Callable[[str, int, float], Any] = self._policy.bind()
 
-    def _check_store(self, store: StoreT | None) -> StoreT:
-        raise NotImplementedError
+    def _checked(self, store: object) -> Store | AsyncStore:
+        if store is None:
+            return default_store()
+        if not isinstance(store, Store | AsyncStore):
+            raise SetUpError(
+                f"Invalid store: {shown(store)}, must be a store such as MemoryStore() "
+                f"or RedisStore(server=...){' from throttled.asyncio' * self._asynchronous}."
+            )
+        why = misplaced(store, self._asynchronous)
+        if why:
+            raise SetUpError(f"Invalid store: {shown(store)} {why}")
+        return store
 
     def __repr__(self) -> str:
         key = "" if self.key is None else f"key={self.key!r}, "
@@ -152,13 +209,6 @@ class BaseThrottled(Generic[StoreT]):
             )
         return self.key
 
-    def _result(self, reply: Reply, cost: int, patience: float) -> RateLimitResult:
-        wait = reply[1]
-        if 0.0 < wait <= patience:
-            # It has waited for its slot: the state as of the slot.
-            reply = (None, 0.0, reply[2], reply[3] - wait)
-        return RateLimitResult.of(wait > patience and cost > 0, reply, self._plan)
-
 
 class Throttled(BaseThrottled[Store]):
     """Limits calls. Most callers want `throttle.limit(key)`, or the decorator.
@@ -174,21 +224,7 @@ class Throttled(BaseThrottled[Store]):
 
     __slots__ = ()
 
-    def _check_store(self, store: Store | None) -> Store:
-        if store is None:
-            return default_store()
-        given: object = store
-        if isinstance(given, AsyncStore):
-            raise SetUpError(
-                f"Invalid store: {shown(store)} is for throttled.asyncio; "
-                f"use its namesake in throttled.store here."
-            )
-        if not isinstance(store, Store):
-            raise SetUpError(
-                f"Invalid store: {shown(store)}, must be a store such as MemoryStore() "
-                f"or RedisStore(server=...)."
-            )
-        return store
+    _asynchronous = False
 
     def limit(
         self, key: str | None = None, cost: int = 1, timeout: float | None = None
@@ -196,8 +232,9 @@ class Throttled(BaseThrottled[Store]):
         """Take `cost` from the key's limit and say whether the call may go on.
 
         `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. A cost of
-        0 is always allowed and changes nothing. Raises `DataError` for a bad argument and
-        `StoreUnavailableError` when the store's server does not answer.
+        0 is always allowed and changes nothing. Raises `DataError` for a bad argument, and
+        `StoreUnavailableError` or `StateError` when the store cannot decide, unless
+        `on_store_error` says what then.
         """
         if (
             timeout is None
@@ -210,31 +247,43 @@ class Throttled(BaseThrottled[Store]):
         else:
             key, cost, patience = self._call(key, cost, timeout)
         decide = self._decide
-        reply = decide(key, cost, patience)
-        if type(reply) is RateLimitResult:
-            return reply
-        if 0.0 < reply[1] <= patience:
-            self._wait(reply[0])
-        return self._result(reply, cost, patience)
+        answer = decide(key, cost, patience)
+        if type(answer) is RateLimitResult:
+            return answer
+        self._wait(answer[0])
+        return served(answer)
+
+    def limit_many(self, calls: Iterable[str | tuple[str, int]]) -> list[RateLimitResult]:
+        """Decide several calls at once, each by itself, and without waiting for any slot.
+
+        `calls`: keys, each for a cost of 1, or pairs of key and cost. All are checked before
+        anything is taken: `DataError` names the bad one. The results are in the order of the
+        calls. An error of the store that is to be raised is the first one; its `outcomes` say
+        what became of each call.
+        """
+        asked = checked_calls(calls)
+        return results_of(finished(self._policy.outcomes(asked))) if asked else []
 
     def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
-        return state_of(self._decide(key, cost, LOOK), self._plan)
+        state: RateLimitState = self._decide(key, cost, LOOK).state
+        return state
 
     def _wait(self, ticket: Ticket) -> None:
+        store: Store = ticket.store
         try:
-            sleeper = self.store.sleeper
+            sleeper = store.sleeper
             if sleeper is None:
                 time.sleep(ticket.wait / 1e6)
             else:
                 sleeper.sleep_until(ticket.slot)
         except BaseException:
             with unheard("A cancelled call could not give back its slot"):
-                self.store.withdraw(ticket)
+                store.withdraw(ticket)
             raise
         with unheard("Calls cancelled earlier could not give back their slots"):
-            self.store.arrived(ticket)
+            store.arrived(ticket)
 
     def _pass(self) -> RateLimitResult:
         result = self.limit(self._key(), self.cost)

@@ -1,11 +1,14 @@
 -- The twin of fixed_window.py: the same operations in the same order.
 -- State: start, count, last, booked.
-local rule = {fields = 4}
+fields, rule = 4, function(
+  op, now, cost, patience, limit, period, burst, start, count, last, booked
+)
+  local wait, written
 
-local function advance(state, now, limit, period)
-  if not state then return now - now % period, 0, 0, 0, false end
-  local start, count, last, booked = state[1], state[2], state[3], state[4]
-  if now >= start + period then
+  -- advance
+  if not start then
+    start, count, last, booked = now - now % period, 0, 0, 0
+  elseif now >= start + period then
     start = now - now % period
     if last > start then
       count = limit
@@ -15,63 +18,56 @@ local function advance(state, now, limit, period)
     end
   elseif now < start - period then
     local back = start - (now - now % period)
-    return start - back, count, last ~= 0 and last - back or 0, booked, true
+    start = start - back
+    if last ~= 0 then last = last - back end
+    written = true
   end
-  return start, count, last, booked, false
-end
 
-function rule.admit(state, now, cost, patience, limit, period)
-  local start, count, last, booked, stepped = advance(state, now, limit, period)
-  local written = stepped and {start, count, last, booked} or nil
-  local used = count + cost
-  local wait
-  if cost == 0 or (used <= limit and last == 0) then
-    wait = 0
-    if cost > 0 and patience >= 0 then
-      count = used
-      written = {start, count, 0, 0}
-    end
-  elseif cost > limit then
-    wait = math.huge
-  else
-    local slot, taken
-    if last == 0 then
-      slot, taken = start + period, cost
-    elseif booked + cost <= limit then
-      slot, taken = last, booked + cost
+  if op == 'admit' then
+    local used = count + cost
+    if cost == 0 or (used <= limit and last == 0) then
+      wait = 0
+      if cost > 0 and patience >= 0 then
+        count, booked = used, 0
+        written = true
+      end
+    elseif cost > limit then
+      wait = math.huge
     else
-      slot, taken = last + period, cost
+      local slot, taken
+      if last == 0 then
+        slot, taken = start + period, cost
+      elseif booked + cost <= limit then
+        slot, taken = last, booked + cost
+      else
+        slot, taken = last + period, cost
+      end
+      wait = slot - now
+      if wait <= patience then
+        last, booked = slot, taken
+        written = true
+      end
     end
-    wait = slot - now
-    if wait <= patience then
-      last, booked = slot, taken
-      written = {start, count, last, booked}
+  else -- adjust
+    local delta, slot = cost, patience
+    local window = slot and slot - slot % period or start
+    if last ~= 0 and window == last then
+      booked = math.max(booked + delta, 0)
+      if booked == 0 and last == start + period then last = 0 end
+    elseif window == start and (count > 0 or delta > 0) then
+      count = math.max(count + delta, 0)
+    else
+      return
     end
+    written = true
   end
-  if last ~= 0 then return written, wait, 0, (booked > 0 and last + period or last) - now end
-  return written, wait, count < limit and limit - count or 0,
-    count > 0 and start + period - now or 0
-end
 
-if op == 'admit' then return rule end
-
-function rule.adjust(state, now, delta, slot, limit, period)
-  local start, count, last, booked = advance(state, now, limit, period)
-  local window = slot and slot - slot % period or start
-  if last ~= 0 and window == last then
-    booked = math.max(booked + delta, 0)
-    if booked == 0 and last == start + period then last = 0 end
-  elseif window == start and (count > 0 or delta > 0) then
-    count = math.max(count + delta, 0)
+  local remaining, reset_after = 0, op == 'admit' and 0 or start - now
+  if last ~= 0 then
+    reset_after = (booked > 0 and last + period or last) - now
   else
-    return nil
+    if count < limit then remaining = limit - count end
+    if count > 0 then reset_after = start + period - now end
   end
-  return {start, count, last, booked}
+  return wait, remaining, reset_after, written and start, count, last, booked
 end
-
-function rule.reset_at(state, limit, period)
-  if state[3] ~= 0 then return state[4] > 0 and state[3] + period or state[3] end
-  return state[2] > 0 and state[1] + period or state[1]
-end
-
-return rule

@@ -1,274 +1,241 @@
 -- The twin of sliding_window_log.py. The key is a list: before, slot, before, slot, ..., total, and
 -- then -at where that is not the last slot (about 15 bytes an entry). Its two ends are read in
--- O(1), the rest by halves. Nothing is written before rule.save.
-local rule = {}
-
--- What closes the list after the last slot.
-local function close(items, total, at, last)
-  items[#items + 1] = text(total)
-  if at ~= last then items[#items + 1] = text(-at) end
-  return items
-end
-
--- What goes into the middle of a list, for which the common call has no use.
-local function inside()
-  local function entry(state, index)
-    local pair = call('LRANGE', state.key, 2 * index, 2 * index + 1)
-    local before, slot = whole(pair[1]), whole(pair[2])
-    if not (slot and before) then error('damaged state: ' .. table.concat(pair, ' '), 0) end
-    return slot - state.back, before
-  end
-
-  local function size(state)
-    local items = call('LLEN', state.key) - state.marked
-    if items % 2 == 0 then error('damaged state: ' .. items .. ' items', 0) end
-    return (items - 1) / 2
-  end
-
-  -- The least index in (low, high] whose entry satisfies `beyond`, known to hold at high and not at
-  -- low; and the slot of the entry before it.
-  local function halve(state, low, low_slot, high, beyond)
-    while high - low > 1 do
-      local middle = floor((low + high) / 2)
-      local slot, before = entry(state, middle)
-      if beyond(slot, before) then high = middle else low, low_slot = middle, slot end
-    end
-    return high, low_slot
-  end
-
-  -- Plans to write the entries {slot, cost} in the place of all from index on.
-  local function rewrite(state, index, running, entries)
-    local items = {}
-    for i = 1, #entries do
-      items[#items + 1] = text(running)
-      items[#items + 1] = text(entries[i][1])
-      running = running + entries[i][2]
-      state.last = entries[i][1]
-    end
-    if #items > 0 then close(items, running, state.at, state.last) end
-    state.from, state.items = 2 * index, items
-  end
-
-  -- The entries from index to the end as {slot, cost}.
-  local function entries_from(state, index, entries)
-    local raw = call('LRANGE', state.key, 2 * index, -1 - state.marked)
-    for i = 1, #raw - 2, 2 do
-      local before, slot, after = whole(raw[i]), whole(raw[i + 1]), whole(raw[i + 2])
-      if not (before and slot and after) then error('damaged state: ' .. raw[i], 0) end
-      entries[#entries + 1] = {slot - state.back, after - before}
-    end
-    return entries
-  end
-
-  return entry, size, halve, rewrite, entries_from
-end
-
--- The two ends of the list; nil when the key is absent; nil and why when it cannot be read.
-function rule.open(key)
+-- O(1), the rest by halves. Nothing is written before all is known.
+--
+-- It is one function, for a run pays for each that it makes. Its parts are named as in the twin.
+fields, rule = nil, function(op, now, cost, patience, limit, period, burst, key)
+  local call = redis.call
   local tail = redis.pcall('LRANGE', key, -3, -1)
-  if tail.err then return nil, tail.err end
-  if #tail == 0 then return nil end
-  local before, slot, total = whole(tail[1]), whole(tail[2]), whole(tail[3])
-  local ends = call('LRANGE', key, 0, 1)
-  local base, first = whole(ends[1]), whole(ends[2])
-  if not (before and slot and total and base and first) or #tail ~= 3 then
-    return nil, 'damaged state: a list that ends in ' .. table.concat(tail, ' ')
-  end
-  if total < 0 then
-    return {key = key, at = -total, last = before, total = slot, base = base, first = first,
-      marked = 1, head = 0, back = 0, mark = tail[3]}
-  end
-  return {key = key, at = slot, last = slot, total = total, base = base, first = first,
-    marked = 0, head = 0, back = 0, newest = before}
-end
+  if tail.err then error(tail.err, 0) end
 
-local function advance(state, key, now, period)
-  if not state then
-    return {key = key, at = now, last = now, total = 0, empty = true, head = 0, back = 0}, false
-  end
-  local stepped = false
-  if now >= state.at then
-    state.at = now
-  elseif now < state.at - period then
-    state.back = state.at - now
-    state.at = now
-    state.last = state.last - state.back
-    state.first = state.first - state.back
-    stepped = true
-  end
-  local edge = state.at - period
-  if state.first <= edge then
-    local entry, size, halve = inside()
-    local count = size(state)
-    if state.last <= edge then
-      state.empty = true
-    else
-      state.head = halve(state, 0, state.first, count - 1, function(slot) return slot > edge end)
-      state.first, state.base = entry(state, state.head)
-    end
-  end
-  return state, stepped
-end
-
-local function append(state, slot, cost)
-  if state.empty then
-    state.from, state.head = 0, 0
-    state.items = close({'0', text(slot)}, cost, state.at, slot)
-  elseif state.back ~= 0 or (state.total > 4503599627370496 and not state.promise) then
-    local _, _, _, rewrite, entries_from = inside()
-    local entries = entries_from(state, state.head, {})
-    entries[#entries + 1] = {slot, cost}
-    rewrite(state, state.head, state.back ~= 0 and state.base or 0, entries)
-    if state.back ~= 0 then state.mark = text(-state.at) end
-  else
-    state.items = close({text(slot)}, state.total + cost, state.at, slot)
-  end
-  state.last = slot
-end
-
--- Returns what undo takes, for a promise.
-function rule.save(state, ttl, key)
-  local items, from, marked = state.items, state.from, state.marked
-  if from and (from <= 2 * state.head or state.back ~= 0) then
-    call('DEL', key)
-  elseif from then
-    call('LTRIM', key, 2 * state.head, from - 1)
-  elseif state.head > 0 then
-    call('LTRIM', key, 2 * state.head, -1 - marked)
-  elseif marked == 1 then
-    call('RPOP', key)
-  end
-  if #items == 2 then
-    call('RPUSH', key, items[1], items[2])
-  else
-    for i = 1, #items, 128 do
-      call('RPUSH', key, unpack(items, i, math.min(i + 127, #items)))
-    end
-  end
-  if #items > 0 then call('PEXPIRE', key, ttl) end
-  if state.promise then
-    return state.marked and (state.mark or '0') or '',
-      table.concat(call('LRANGE', key, -3, -1), ' ')
-  end
-end
-
-function rule.admit(state, now, cost, patience, limit, period, burst, key)
-  local stepped
-  state, stepped = advance(state, key, now, period)
-  local at = state.at
-  local used, last = 0, at
-  if not state.empty then used, last = state.total - state.base, state.last end
-  local wait
-  if cost == 0 or (used + cost <= limit and last <= at) then
-    wait = 0
-    if cost > 0 and patience >= 0 then
-      append(state, at, cost)
-      return state, wait, limit - used - cost, at + period - now
-    end
-  elseif cost > limit then
-    wait = math.huge
-  else
-    local slot = last > at and last or at
-    local bar = state.total + cost - limit
-    if state.base < bar then
-      local entry, size, halve = inside()
-      local count = size(state)
-      local newest = state.newest
-      if not newest then
-        local _
-        _, newest = entry(state, count - 1)
-      end
-      local _, edge = nil, state.last
-      if newest >= bar then
-        _, edge = halve(state, state.head, state.first, count - 1,
-          function(_, before) return before >= bar end)
-      end
-      if edge + period > slot then slot = edge + period end
-    end
-    wait = slot - now
-    if wait <= patience then
-      state.promise = true
-      if not stepped then state.head = 0 end
-      append(state, slot, cost)
-      return state, wait, 0, slot + period - now
-    end
-  end
-  local room = 0
-  if last <= at and used < limit then room = limit - used end
-  local reset_after = state.empty and 0 or last + period - now
-  if stepped then
-    local _, _, _, rewrite, entries_from = inside()
-    local entries = state.empty and {} or entries_from(state, state.head, {})
-    rewrite(state, state.head, state.base, entries)
-    return state, wait, room, reset_after
-  end
-  return nil, wait, room, reset_after
-end
-
-if op == 'admit' then return rule end
-
-function rule.reset_at(state, limit, period)
-  return #state.items > 0 and state.last + period or 0
-end
-
-function rule.adjust(state, now, delta, slot, limit, period, burst, key)
-  if not state and delta <= 0 then return nil end
-  state = advance(state, key, now, period)
-  if delta >= 0 then
-    if delta == 0 then return nil end
-    append(state, not state.empty and state.last > state.at and state.last or state.at, delta)
-    return state
-  end
-  if state.empty then return nil end
-  local entry, size, halve, rewrite, entries_from = inside()
-  local give, count = -delta, size(state)
-  local stop = count
-  if slot and slot < state.last then
-    if slot < state.first then return nil end
-    stop = halve(state, state.head, state.first, count - 1, function(s) return s > slot end)
-  end
-  local index, kept, after, _ = stop, {}, state.total, nil
-  if stop < count then _, after = entry(state, stop) end
-  while index > state.head and give > 0 do
-    local taken, before = entry(state, index - 1)
-    if slot and taken ~= slot then break end
-    index = index - 1
-    local back = math.min(give, after - before)
-    give = give - back
-    if after - before > back then table.insert(kept, 1, {taken, after - before - back}) end
-    after = before
-  end
-  if index == stop then return nil end
-  if stop < count then entries_from(state, stop, kept) end
-  if state.back ~= 0 then
-    local all = entries_from(state, state.head, {})
-    for i = #all, index - state.head + 1, -1 do all[i] = nil end
-    for i = 1, #kept do all[#all + 1] = kept[i] end
-    rewrite(state, state.head, state.base, all)
-  elseif #kept == 0 and index > state.head then
-    state.last = entry(state, index - 1)
-    state.from, state.items = 2 * index, close({}, after, state.at, state.last)
-  else
-    rewrite(state, index, after, kept)
-  end
-  return state
-end
-
--- A promise is the last of the list; `before` is what had closed it, '0' if nothing but the total.
-function rule.undo(key, written, before, limit, period)
-  local tail = redis.pcall('LRANGE', key, -3, -1)
-  if tail.err then return tail.err end
-  if table.concat(tail, ' ') ~= written then return 0 end
-  call('LTRIM', key, 0, whole(tail[3]) < 0 and -4 or -3)
-  local last = before ~= '' and whole(call('LINDEX', key, -2))
-  local ttl = last and milliseconds(last + period - now) or 0
-  if ttl <= 0 then
-    call('DEL', key)
-  else
+  -- undo: the promise is the last of the list. `before` is the -at that had closed it, or '0'.
+  if op == 'undo' then
+    local written, before = cost, patience
+    if table.concat(tail, ' ') ~= written then return end
+    call('LTRIM', key, 0, tonumber(tail[3]) < 0 and -4 or -3)
+    local last = call('LINDEX', key, -2)
     if before ~= '0' then call('RPUSH', key, before) end
-    call('PEXPIRE', key, ttl)
+    return 0, 0, last + period - now, written
   end
-  return 1
-end
 
-return rule
+  -- The two ends of the list.
+  local at, last, total, base, first = now, now, 0, 0, now
+  local empty, mark, newest = #tail == 0, nil, nil
+  if not empty then
+    local one, two, three = tonumber(tail[1]), tonumber(tail[2]), tonumber(tail[3])
+    local ends = call('LRANGE', key, 0, 1)
+    base, first = tonumber(ends[1]), tonumber(ends[2])
+    local sum = one and two and three and base and first and one + two + three + base + first
+    if not sum or sum - sum ~= 0 then
+      error('damaged state: a list that ends in ' .. table.concat(tail, ' '), 0)
+    end
+    if three < 0 then
+      last, total, at, mark = one, two, -three, tail[3]
+    else
+      newest, last, at, total = one, two, two, three
+    end
+  end
+
+  -- What goes into the middle of the list, for which the common call has no use.
+  local function inside(key, marked, back)
+    local function entry(index)
+      local pair = redis.call('LRANGE', key, 2 * index, 2 * index + 1)
+      local before, slot = tonumber(pair[1]), tonumber(pair[2])
+      local sum = before and slot and before + slot
+      if not sum or sum - sum ~= 0 then
+        error('damaged state: ' .. table.concat(pair, ' '), 0)
+      end
+      return slot - back, before
+    end
+
+    local function size()
+      local items = redis.call('LLEN', key) - marked
+      if items % 2 == 0 then error('damaged state: ' .. items .. ' items', 0) end
+      return (items - 1) / 2
+    end
+
+    -- The least index in (low, high] whose entry satisfies `beyond`, known to hold at high and not
+    -- at low; and the slot of the entry before it. It is mostly near low: strides, then halves.
+    local function search(low, low_slot, high, beyond)
+      local stride = 1
+      while high - low > 1 do
+        local middle = math.min(low + stride, math.floor((low + high) / 2))
+        local slot, before = entry(middle)
+        if beyond(slot, before) then
+          high = middle
+        else
+          low, low_slot, stride = middle, slot, 2 * stride
+        end
+      end
+      return high, low_slot
+    end
+
+    -- The entries from index to the end as {slot, cost}, behind those given.
+    local function entries_from(index, entries)
+      local raw = redis.call('LRANGE', key, 2 * index, -1 - marked)
+      for i = 1, #raw - 2, 2 do
+        local before, slot, after = tonumber(raw[i]), tonumber(raw[i + 1]), tonumber(raw[i + 2])
+        local sum = before and slot and after and before + slot + after
+        if not sum or sum - sum ~= 0 then error('damaged state: ' .. raw[i], 0) end
+        entries[#entries + 1] = {slot - back, after - before}
+      end
+      return entries
+    end
+
+    return entry, size, search, entries_from
+  end
+
+  -- advance
+  local head, back, marked, stepped = 0, 0, mark and 1 or 0, false
+  if not empty then
+    if now >= at then
+      at = now
+    elseif now < at - period then
+      back = at - now
+      at, last, first = now, last - back, first - back
+      stepped = true
+    end
+    local edge = at - period
+    if first <= edge then
+      local entry, size, search = inside(key, marked, back)
+      local count = size()
+      if last <= edge then
+        empty = true
+        last, total, base = at, 0, 0
+      else
+        head = search(0, first, count - 1, function(slot) return slot > edge end)
+        first, base = entry(head)
+      end
+    end
+  end
+
+  -- What is to be written: an entry at the end, or `entries` in the place of all from an index on.
+  local slot, promised, entries, from, running
+  local wait, used = 0, total - base
+
+  if op == 'admit' then
+    if cost == 0 or (used + cost <= limit and last <= at) then
+      if cost > 0 and patience >= 0 then
+        slot = at
+        used = used + cost
+      end
+    elseif cost > limit then
+      wait = math.huge
+    else
+      local soonest = last > at and last or at
+      local bar = total + cost - limit
+      if base < bar then
+        local entry, size, search = inside(key, marked, back)
+        local count, edge = size(), last
+        local _
+        if not newest then _, newest = entry(count - 1) end
+        if newest >= bar then
+          _, edge = search(head, first, count - 1, function(_, before) return before >= bar end)
+        end
+        if edge + period > soonest then soonest = edge + period end
+      end
+      wait = soonest - now
+      if wait <= patience then
+        -- A promise keeps what it found, expired or not, so that it can be undone.
+        if not stepped then head = 0 end
+        slot, promised = soonest, true
+      end
+    end
+    if stepped and not slot then
+      local _, _, _, entries_from = inside(key, marked, back)
+      entries, from, running = empty and {} or entries_from(head, {}), head, base
+    end
+  elseif cost > 0 then -- adjust
+    slot = last > at and last or at
+  elseif cost == 0 or empty then
+    return
+  else
+    local entry, size, search, entries_from = inside(key, marked, back)
+    local give, asked, count = -cost, patience, size()
+    local stop, after, _ = count, total, nil
+    if asked and asked < last then
+      if asked < first then return end
+      stop = search(head, first, count - 1, function(s) return s > asked end)
+      _, after = entry(stop)
+    end
+    entries, from = {}, stop
+    while from > head and give > 0 do
+      local taken, before = entry(from - 1)
+      if asked and taken ~= asked then break end
+      from = from - 1
+      local returned = math.min(give, after - before)
+      give = give - returned
+      if after - before > returned then
+        table.insert(entries, 1, {taken, after - before - returned})
+      end
+      after = before
+    end
+    if from == stop then return end
+    if stop < count then entries_from(stop, entries) end
+    running = after
+    if stepped then
+      local all = entries_from(head, {})
+      for i = #all, from - head + 1, -1 do all[i] = nil end
+      for i = 1, #entries do all[#all + 1] = entries[i] end
+      entries, from, running = all, head, base
+    end
+  end
+
+  -- What is left, and the end of it unless something is to be written.
+  local room = 0
+  if last <= at and used < limit and not promised then room = limit - used end
+  if not (slot or entries) then return wait, room, empty and 0 or last + period - now end
+
+  -- append
+  if slot and empty then
+    entries, from, running = {{slot, cost}}, 0, 0
+  elseif slot and (stepped or (total > 2 ^ 52 and not promised)) then
+    local _, _, _, entries_from = inside(key, marked, back)
+    entries, from, running = entries_from(head, {}), head, stepped and base or 0
+    entries[#entries + 1] = {slot, cost}
+  end
+  local items = {}
+  if not entries then
+    items[1], last, total = slot, slot, total + cost
+  else
+    for i = 1, #entries do
+      items[2 * i - 1], items[2 * i] = running, entries[i][1]
+      last, running = entries[i][1], running + entries[i][2]
+    end
+    if #entries == 0 then
+      if from == head then return wait, room, 0, true end
+      last = inside(key, marked, back)(from - 1)
+    end
+    total = running
+  end
+  items[#items + 1] = total
+  if at ~= last then items[#items + 1] = -at end
+  for i, number in ipairs(items) do
+    -- How these are written would depend on the server.
+    if number >= 2 ^ 53 or number <= -2 ^ 53 then items[i] = string.format('%.17g', number) end
+  end
+
+  -- Write. A server out of memory refuses LSET and RPUSH, but nothing once a script has written. So
+  -- they go first where an entry is added, and after LTRIM where some are given back.
+  local present, pushed = #tail > 0, 1
+  if entries and from > head then
+    call('LTRIM', key, 2 * head, 2 * from - 1)
+  elseif mark and not entries then
+    call('LSET', key, -1, items[1])
+    pushed = 2
+  end
+  for i = pushed, #items, 128 do
+    call('RPUSH', key, unpack(items, i, math.min(i + 127, #items)))
+  end
+  if present and entries and from == head then
+    call('LTRIM', key, -#items, -1)
+  elseif head > 0 and not entries then
+    call('LTRIM', key, 2 * head, -1)
+  end
+  local after, before = true, nil
+  if promised then
+    before = stepped and string.format('%.17g', -at) or mark or '0'
+    after = table.concat(call('LRANGE', key, -3, -1), ' ')
+  end
+  return wait, room, last + period - now, after, before
+end

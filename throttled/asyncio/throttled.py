@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from functools import wraps
 from importlib import import_module
@@ -13,13 +13,21 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
 
-from throttled._text import shown
 from throttled.algorithms.plan import LOOK
-from throttled.exceptions import LimitedError, SetUpError
+from throttled.exceptions import LimitedError
 from throttled.quota import MAX_LIMIT
-from throttled.result import RateLimitResult, RateLimitState, state_of
+from throttled.result import RateLimitResult, RateLimitState
 from throttled.store.base import AsyncStore, Store, Ticket
-from throttled.throttled import BaseThrottled, default_store, is_async, name_of, unheard
+from throttled.store.policy import afinished
+from throttled.throttled import (
+    BaseThrottled,
+    checked_calls,
+    is_async,
+    name_of,
+    results_of,
+    served,
+    unheard,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,24 +50,9 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
     `throttled.asyncio`.
     """
 
-    __slots__ = ("_local",)
+    __slots__ = ()
 
-    def _check_store(self, store: Store | AsyncStore | None) -> Store | AsyncStore:
-        if store is None:
-            store = default_store()
-        if isinstance(store, Store):
-            if not store.local:
-                raise SetUpError(
-                    f"Invalid store: {shown(store)} would block the event loop; "
-                    f"use its namesake in throttled.asyncio.store."
-                )
-        elif not isinstance(store, AsyncStore):
-            raise SetUpError(
-                f"Invalid store: {shown(store)}, must be a store such as MemoryStore() "
-                f"or RedisStore(server=...) from throttled.asyncio."
-            )
-        self._local = store.local
-        return store
+    _asynchronous = True
 
     async def limit(
         self, key: str | None = None, cost: int = 1, timeout: float | None = None
@@ -68,8 +61,8 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
 
         `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. A cost of
         0 is always allowed and changes nothing. A cancelled call gives back what it was promised.
-        Raises `DataError` for a bad argument and `StoreUnavailableError` when the store's server
-        does not answer.
+        Raises `DataError` for a bad argument, and `StoreUnavailableError` or `StateError` when the
+        store cannot decide, unless `on_store_error` says what then.
         """
         if (
             timeout is None
@@ -82,47 +75,60 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         else:
             key, cost, patience = self._call(key, cost, timeout)
         decide = self._decide
-        reply = decide(key, cost, patience)
-        if type(reply) is RateLimitResult:
-            return reply
-        if not self._local:
-            reply = await reply
-        if 0.0 < reply[1] <= patience:
-            await self._wait(reply[0])
-        return self._result(reply, cost, patience)
+        answer = decide(key, cost, patience)
+        if type(answer) is RateLimitResult:
+            return answer
+        if self._policy.awaits:
+            answer = await answer
+            if type(answer) is RateLimitResult:
+                return answer
+        await self._wait(answer[0])
+        return served(answer)
+
+    async def limit_many(self, calls: Iterable[str | tuple[str, int]]) -> list[RateLimitResult]:
+        """Decide several calls at once, each by itself, and without waiting for any slot.
+
+        `calls`: keys, each for a cost of 1, or pairs of key and cost. All are checked before
+        anything is taken: `DataError` names the bad one. The results are in the order of the
+        calls. An error of the store that is to be raised is the first one; its `outcomes` say
+        what became of each call.
+        """
+        asked = checked_calls(calls)
+        return results_of(await afinished(self._policy.outcomes(asked))) if asked else []
 
     async def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
-        reply = self._decide(key, cost, LOOK)
-        return state_of(reply if self._local else await reply, self._plan)
+        answer = self._decide(key, cost, LOOK)
+        state: RateLimitState = (await answer if self._policy.awaits else answer).state
+        return state
 
     async def _wait(self, ticket: Ticket) -> None:
-        store: Any = self.store
+        store: Store | AsyncStore = ticket.store
         try:
             if store.sleeper is None:
                 await anyio.sleep(ticket.wait / 1e6)
             else:
                 await store.sleeper.asleep_until(ticket.slot)
         except BaseException:
-            if self._local:
-                store.withdraw(ticket)
-            else:
-                await self._give_back(ticket)
+            await self._give_back(store, ticket)
             raise
-        if self._local:
-            store.arrived(ticket)
-        else:
-            with unheard("Calls cancelled earlier could not give back their slots"):
+        with unheard("Calls cancelled earlier could not give back their slots"):
+            if isinstance(store, Store):
+                store.arrived(ticket)
+            else:
                 await store.arrived(ticket)
 
-    async def _give_back(self, ticket: Ticket) -> None:
-        store: Any = self.store
+    async def _give_back(self, store: Store | AsyncStore, ticket: Ticket) -> None:
         what = "A cancelled call could not give back its slot"
-        with anyio.move_on_after(_GIVE_BACK, shield=True) as scope, unheard(what):
-            await store.withdraw(ticket)
-        if scope.cancelled_caught:
-            logger.warning("%s within %g s", what, _GIVE_BACK)
+        with unheard(what):
+            if isinstance(store, Store):
+                store.withdraw(ticket)
+                return
+            with anyio.move_on_after(_GIVE_BACK, shield=True) as scope:
+                await store.withdraw(ticket)
+            if scope.cancelled_caught:
+                logger.warning("%s within %g s", what, _GIVE_BACK)
 
     async def _pass(self) -> RateLimitResult:
         result = await self.limit(self._key(), self.cost)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from bisect import insort_right
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 from weakref import WeakSet
 
-from throttled.algorithms.plan import Plan
-from throttled.exceptions import SetUpError
+from throttled.algorithms.plan import LOOK, NOW, Plan
+from throttled.exceptions import BaseThrottledError, SetUpError
+from throttled.result import RateLimitResult, Source
 
 #: `(ticket or whatever the store keeps there, wait, remaining, reset_after)`, durations in µs.
 #: The call was admitted if and only if `wait <= patience`; the first item is a `Ticket` if it was
@@ -19,6 +21,10 @@ from throttled.exceptions import SetUpError
 Reply = tuple[Any, ...]
 #: `(plan, key, cost, patience)`
 Call = tuple[Plan, str, int, float]
+#: What a call comes to: its result, or the reply that holds the ticket to wait with.
+Answer = RateLimitResult | Reply
+#: The answer, or the error that stands in its place.
+Outcome = Answer | BaseThrottledError
 
 
 _locks: WeakSet[Any] = WeakSet()
@@ -63,7 +69,18 @@ def sleeper_of(clock: Any) -> Sleeper | None:
 class Ticket:
     """A promised slot: what it takes to give it back."""
 
-    __slots__ = ("before", "cost", "gone", "key", "plan", "slot", "wait", "written")
+    __slots__ = (
+        "before",
+        "cost",
+        "gone",
+        "key",
+        "plan",
+        "slot",
+        "source",
+        "store",
+        "wait",
+        "written",
+    )
 
     def __init__(
         self,
@@ -74,7 +91,10 @@ class Ticket:
         slot: float,
         before: Any,
         written: Any,
+        store: Any,
     ) -> None:
+        self.store = store  # which promised it
+        self.source: Source = store.source
         self.plan = plan
         self.key = key
         self.cost = cost
@@ -88,17 +108,68 @@ class Ticket:
         return f"Ticket(key={self.key!r}, cost={self.cost}, wait={self.wait / 1e6:g})"
 
 
-class Store(ABC):
-    """What a store offers to sync code; a `local` one to async code as well.
+def answer_of(reply: Reply, plan: Plan, cost: int, patience: float, source: Source) -> Answer:
+    """What a store's reply to a call comes to."""
+    wait = reply[1]
+    if 0.0 < wait <= patience:
+        return reply
+    return RateLimitResult.of(wait > 0.0 and cost > 0, reply, plan, source)
 
-    Most callers only pass one to `Throttled`. To write a store, offer these: nothing in them
-    knows of algorithms beyond the interface of `Plan`. The store owns the clock.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a store gets on with its server: `store.health()`."""
+
+    #: `"closed"`: calls go to the server, as they should. `"open"`: after several failures in a
+    #: row it is not asked for a while. `"half-open"`: one call is trying whether it is back.
+    state: Literal["closed", "half-open", "open"] = "closed"
+    #: How many times in a row it has failed.
+    failures: int = 0
+    #: What went wrong last, and when in seconds since the epoch; kept when it works again.
+    last_error: str | None = None
+    last_error_at: float | None = None
+    #: Seconds until the server is asked again; 0 unless `"open"`.
+    retry_after: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the store is in order, as far as it knows."""
+        return self.state == "closed" and not self.failures
+
+
+class _AnyStore:
+    """What both flavours of stores have."""
 
     #: Whether decisions neither block nor wait, so that async code may call them.
     local: bool = False
     #: The clock of a test, which sleeps by moving itself; None: real time.
     sleeper: Sleeper | None = None
+    #: What a `Throttled` does when the store fails, unless it has an `on_store_error` of its own.
+    on_store_error: Any = "raise"
+    #: How many processes share the quota: what `"local"` divides it by.
+    local_share: int = 1
+    # For the policy alone, which keeps with a store what all limits on it share.
+    _clock: Any = None
+    _local_store: Any = None
+    _warned: frozenset[str] = frozenset()
+
+    @property
+    def source(self) -> Source:
+        """The `source` of results that this store decided."""
+        return "memory" if self.local else "server"
+
+    def health(self) -> Health:
+        """How the store gets on with its server, without asking it."""
+        return Health()
+
+
+class Store(_AnyStore, ABC):
+    """What a store offers to sync code; a `local` one to async code as well.
+
+    Most callers only pass one to `Throttled`. To write a store, offer these: nothing in them
+    knows of algorithms beyond the interface of `Plan`. The store owns the clock. It raises
+    `StoreUnavailableError` or `StateError` when it cannot decide: `on_store_error` is for those.
+    """
 
     @abstractmethod
     def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
@@ -106,7 +177,7 @@ class Store(ABC):
 
     @abstractmethod
     def run_many(self, calls: Sequence[Call]) -> list[Reply]:
-        """Decide several independent calls, in order."""
+        """Decide several independent calls, in order; an error may stand in the place of one."""
 
     @abstractmethod
     def adjust(self, plan: Plan, key: str, delta: int, slot: float | None = None) -> bool:
@@ -132,12 +203,21 @@ class Store(ABC):
     def close(self) -> None:
         """Release what the store holds; counts stay where they are."""
 
+    def bind(self, plan: Plan) -> Callable[[str, int, float], Answer]:
+        """`(key, cost, patience)` -> the answer by one plan."""
 
-class AsyncStore(ABC):
+        def decide(key: str, cost: int, patience: float) -> Answer:
+            return answer_of(self.run(plan, key, cost, patience), plan, cost, patience, self.source)
+
+        return decide
+
+    def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
+        """Answers to several calls that do not wait; an error stands in the place of its call."""
+        return outcomes_of(self.run_many(calls_of(plan, calls)), plan, calls, self.source)
+
+
+class AsyncStore(_AnyStore, ABC):
     """What a network store offers to async code: the same as `Store`, awaited."""
-
-    local: bool = False
-    sleeper: Sleeper | None = None
 
     @abstractmethod
     async def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply: ...
@@ -162,6 +242,44 @@ class AsyncStore(ABC):
 
     @abstractmethod
     async def close(self) -> None: ...
+
+    def bind(self, plan: Plan) -> Callable[[str, int, float], Awaitable[Answer]]:
+        """`(key, cost, patience)` -> the answer by one plan, to be awaited."""
+
+        async def decide(key: str, cost: int, patience: float) -> Answer:
+            reply = await self.run(plan, key, cost, patience)
+            return answer_of(reply, plan, cost, patience, self.source)
+
+        return decide
+
+    async def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
+        return outcomes_of(await self.run_many(calls_of(plan, calls)), plan, calls, self.source)
+
+
+def misplaced(store: Store | AsyncStore, asynchronous: bool) -> str | None:
+    """Why code of that flavour cannot use a store, as the end of a sentence; None if it can."""
+    if not asynchronous and isinstance(store, AsyncStore):
+        return "is for throttled.asyncio; use its namesake in throttled.store here."
+    if asynchronous and isinstance(store, Store) and not store.local:
+        return "would block the event loop; use its namesake in throttled.asyncio.store."
+    return None
+
+
+def calls_of(plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Call]:
+    """Calls by one plan that do not wait, for `run_many`; a cost of 0 only looks."""
+    return [(plan, key, cost, NOW if cost else LOOK) for key, cost in calls]
+
+
+def outcomes_of(
+    replies: Sequence[Any], plan: Plan, calls: Sequence[tuple[str, int]], source: Source
+) -> list[Outcome]:
+    """What the replies of `run_many` to calls that do not wait come to."""
+    return [
+        reply
+        if isinstance(reply, BaseThrottledError)
+        else answer_of(reply, plan, cost, NOW, source)
+        for reply, (_, cost) in zip(replies, calls, strict=True)
+    ]
 
 
 #: `(True, ticket)`: undo it; `(False, ticket)`: give back its cost by an adjustment. The answer

@@ -1,15 +1,27 @@
-"""What a Redis store does, once for sync and async, as flows: see `exchange.py`.
-
-`RedisStore` drives them in `redis.py`, the asyncio one in `aioredis.py`.
-"""
+"""What a Redis store has and does, in `redis.py` and in `aioredis.py`."""
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from throttled.exceptions import BaseThrottledError, SetUpError
-from throttled.store.base import Call, Reply, Sleeper, Steps, Ticket, Waiting, sleeper_of
+from throttled.algorithms.plan import NOW
+from throttled.exceptions import BaseThrottledError, SetUpError, StoreUnavailableError
+from throttled.result import RateLimitResult
+from throttled.store.base import (
+    Answer,
+    Call,
+    Health,
+    Outcome,
+    Reply,
+    Sleeper,
+    Ticket,
+    Waiting,
+    answer_of,
+    sleeper_of,
+)
 from throttled.store.connection import (
     DEFAULT_SERVER,
     ConnectionFactory,
@@ -18,50 +30,56 @@ from throttled.store.connection import (
     make_factory,
     masked,
 )
-from throttled.store.exchange import (
-    Attempt,
-    Failure,
-    Interrupted,
-    exchange,
-    failures,
-    group_error,
-    is_list,
-)
-from throttled.store.lanes import ClusterRoad, Flow, HeldLane, Lane, Line, Road
+from throttled.store.denials import Denials, again
+from throttled.store.failure import Failure, failures, group_error, is_list
+from throttled.store.flight import Ask, Lane
+from throttled.store.lines import Flow, Line, Source
+from throttled.store.policy import checked_policy
+from throttled.store.roads import ClusterRoad, Road
 from throttled.store.shared import Shared, frozen
-from throttled.store.wire import SERVER_TIME, Wording, bulk, delete, many, one, whole
+from throttled.store.wire import SERVER_TIME, Wording, bulk, digest_of, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from throttled.algorithms.plan import Plan
 
+AskT = TypeVar("AskT", bound=Ask)
+
 #: More plans than this at once, and their bytes are put together anew.
 _WORDINGS = 1024
+#: Options that are about decisions rather than connections: they go with `client=` as well.
+CALM: dict[str, Any] = {"DECISION_TIMEOUT": 0.25, "LOCAL_DENY_SECONDS": 1.0, "LOCAL_SHARE": 1}
 
 
 class Link:
-    """A client of ours and the way over it to the servers."""
+    """The way to a server or a cluster, and the client to be closed with it, if it is ours."""
 
-    def __init__(self, client: Any, road: Road) -> None:
-        self.client = client
+    def __init__(self, road: Road, client: Any) -> None:
         self.road = road
+        self._client = client
 
     def close(self) -> Flow[None]:
-        yield from self.road.close()
-        pool = getattr(self.client, "connection_pool", None)
+        for lane in self.road.lanes():
+            yield from lane.close()
+        own = self._client if self._client is not None else getattr(self.road, "client", None)
+        if own is None:
+            return
+        pool = getattr(own, "connection_pool", None)
         sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
-        for client in (*sentinels, self.client):
+        for client in (*sentinels, own):
             yield client.aclose() if hasattr(client, "aclose") else client.close()
         if pool is not None:
             yield pool.disconnect()
 
 
-class RedisCalls:
-    """What a Redis store does, whoever drives it."""
+class RedisCalls(Generic[AskT]):
+    """What a Redis store has and does, whichever way its calls travel."""
 
     asynchronous: ClassVar[bool]
     line: ClassVar[type[Line]]
+    lane: ClassVar[type[Lane]]
+    ask: type[AskT]
     _shared: ClassVar[Shared]
 
     local = False
@@ -75,34 +93,43 @@ class RedisCalls:
         *,
         client: Any = None,
         clock: Any = None,
+        on_store_error: Any = "raise",
+        hash_keys: bool | str | bytes = False,
     ) -> None:
         load_redis()
         self.sleeper = sleeper_of(clock)
         self._clock: Any = clock
         self._waiting = Waiting()
         self._wordings: dict[Plan, Wording] = {}
-        self.forget()
+        self._digest = digest_of(hash_keys)
+        self._options = {**CALM, **checked_options(options)}
+        self._timeout: float = self._options["DECISION_TIMEOUT"]
+        self.local_share: int = self._options["LOCAL_SHARE"]
+        self.on_store_error = checked_policy(on_store_error, self.asynchronous)
+        self._denials = Denials(self._options["LOCAL_DENY_SECONDS"], clock or monotonic)
+        self._client = client
         self._factory: ConnectionFactory | None = None
-        self._options = checked_options(options)
         if client is not None:
-            if options or server not in (DEFAULT_SERVER, None):
+            if set(options or ()) - set(CALM) or server not in (DEFAULT_SERVER, None):
                 raise SetUpError(
-                    "A RedisStore takes either client= or a server with options, not both."
+                    "A RedisStore takes either client= or a server with options, not both "
+                    f"({', '.join(CALM)} go with both)."
                 )
-            self._own_road = self._road_over(self._checked_client(client))
+            self._check_client(client)
             self._server = self._where = _client_name(client)
         else:
             self._server = DEFAULT_SERVER if server is None else server
             self._factory = make_factory(self._server, self._options, self.asynchronous)
             self._where = self._factory.name(self._server)
             self._factory.check(self._server)
+        self.forget()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({masked(self._server)!r})"
 
     # -- clients ----------------------------------------------------------------------------------
 
-    def _checked_client(self, client: Any) -> Any:
+    def _check_client(self, client: Any) -> None:
         kinds = [
             (import_module("redis"), "redis", "throttled.store.RedisStore"),
             (import_module("redis.asyncio"), "redis.asyncio", "throttled.asyncio.store.RedisStore"),
@@ -110,7 +137,7 @@ class RedisCalls:
         for flavour, (module, name, store) in enumerate(kinds):
             if isinstance(client, module.Redis | module.RedisCluster):
                 if flavour == self.asynchronous:
-                    return client
+                    return
                 raise SetUpError(f"Invalid client: one of {name} belongs to a {store}.")
         wanted = kinds[self.asynchronous][1]
         raise SetUpError(
@@ -118,42 +145,54 @@ class RedisCalls:
             f"{wanted}.Redis or {wanted}.RedisCluster, or a subclass of one."
         )
 
-    def _road_over(self, client: Any, hold: bool = False) -> Road:
+    def _road_over(self, client: Any, connect: Callable[[], Any] | None = None) -> Road:
+        """The way over a client, or over one that has yet to be made."""
         pool = getattr(client, "connection_pool", None)
         if pool is None:
-            return ClusterRoad(client, self.line, self.asynchronous)
-        return Road((HeldLane if hold and _holdable(pool) else Lane)(pool, self.line))
+            return ClusterRoad(
+                connect or (lambda: client),
+                self.line,
+                self.asynchronous,
+                self._where,
+                self._timeout,
+                self.lane,
+            )
+        # The last connection of a user's pool is left to the user between calls.
+        hold = self._client is None or getattr(pool, "max_connections", None) != 1
+        return Road(Source(pool, self.line, hold), self._where, self._timeout, self.lane)
 
     def _open(self, scope: Hashable) -> Road:
         """The road of this store, within a scope that pools may not leave: an event loop."""
         factory = self._factory
-        if factory is None:
-            return self._own_road
 
         def make() -> Link:
-            client = factory.connect(self._server)
-            return Link(client, self._road_over(client, hold=True))
+            if factory is None:
+                return Link(self._road_over(self._client), None)
+            connect = partial(factory.connect, self._server)
+            if factory.cluster:
+                return Link(self._road_over(None, connect), None)
+            client = connect()
+            return Link(self._road_over(client), client)
 
         try:
-            link = self._shared.obtain(self._key(scope), self, make, self._options)
-        except failures() as error:  # redis-py's cluster client connects when it is made.
+            link = self._shared.obtain(self._key(scope), self, make, (self._options, self._client))
+        except failures() as error:
             raise Failure(error, False).as_error(self._where) from error
         road: Road = link.road
         return road
 
     def _key(self, scope: Hashable) -> Hashable:
+        if self._factory is None:
+            return (scope, id(self._client), self._timeout)
         return (scope, type(self._factory), self._server, frozen(self._options))
 
     def _leave(self, scope: Hashable) -> Flow[None]:
-        link = self._shared.leave(self._key(scope), self) if self._factory else None
+        link = self._shared.leave(self._key(scope), self)
         if link is not None:
             yield from link.close()
 
     def forget(self) -> None:
         """Start without connections: when made, and in a forked child, which makes its own."""
-        raise NotImplementedError
-
-    def _ready(self) -> Road:
         raise NotImplementedError
 
     # -- calls ------------------------------------------------------------------------------------
@@ -171,149 +210,118 @@ class RedisCalls:
         except KeyError:
             if len(self._wordings) >= _WORDINGS:
                 self._wordings = {}
-            wording = self._wordings[plan] = Wording(plan)
+            wording = self._wordings[plan] = Wording(plan, self._digest)
             return wording
 
-    def _run(
-        self, plan: Plan, key: str, cost: int, patience: float, attempt: Attempt | None = None
-    ) -> Flow[Reply]:
+    def _to_admit(self, plan: Plan, key: str, cost: int, patience: float) -> AskT:
         wording = self._wording(plan)
-        name = wording.key(key)
-        request = one(name, wording.to_admit(cost, patience), self._now())
-        try:
-            reply = yield from exchange(self._ready(), self._where, request, name, attempt)
-        except Interrupted as gone:
-            call = (plan, key, cost, patience)
-            yield from self._give_back([call], gone.reply)
-            raise gone.interrupt from None
-        found = _group(reply, 0)
-        if is_list(found):
-            return self._admitted(plan, key, cost, found)
-        raise group_error(name, found)
+        return self.ask(wording.key(key), wording.to_admit(cost, patience), self._now())
 
-    def _run_many(self, calls: Sequence[Call]) -> Flow[list[Any]]:
-        road, now = self._ready(), self._now()
-        names = [self._wording(plan).key(key) for plan, key, _, _ in calls]
-        groups = [self._wording(plan).to_admit(cost, patience) for plan, _, cost, patience in calls]
-        results: list[Any] = [None] * len(calls)
-        parts = (yield from road.split(names)) if len(calls) > 1 else [range(len(calls))]
-        for part in parts:
-            if not part:
-                continue
-            request = many([(names[i], groups[i]) for i in part], now)
-            try:
-                reply = yield from exchange(road, self._where, request, names[part[0]])
-            except Interrupted as gone:
-                yield from self._give_back([calls[i] for i in part], gone.reply)
-                for call, result in zip(calls, results, strict=True):
-                    if result is not None and not isinstance(result, BaseException):
-                        yield from self._return(call, result)
-                raise gone.interrupt from None
-            except BaseThrottledError as error:
-                if len(parts) == 1:
-                    raise
-                for i in part:
-                    results[i] = error
-                continue
-            for place, i in enumerate(part):
-                plan, key, cost, _ = calls[i]
-                found = _group(reply, place)
-                results[i] = (
-                    self._admitted(plan, key, cost, found)
-                    if is_list(found)
-                    else group_error(names[i], found)
-                )
-        return results
+    def _to_adjust(self, plan: Plan, key: str, delta: int, slot: float | None) -> AskT:
+        self._denials.forget(plan, key)
+        wording = self._wording(plan)
+        return self.ask(wording.key(key), wording.to_adjust(delta, slot), self._now())
 
-    def _give_back(self, calls: Sequence[Call], reply: Any) -> Flow[None]:
-        """Return what the reply of an interrupted request had taken."""
-        for place, call in enumerate(calls):
-            found = _group(reply, place)
-            if is_list(found):
-                yield from self._return(call, self._admitted(*call[:3], found))
+    def _to_undo(self, ticket: Ticket) -> AskT:
+        self._denials.forget(ticket.plan, ticket.key)
+        wording = self._wording(ticket.plan)
+        group = wording.to_undo(ticket.written, ticket.before)
+        return self.ask(wording.key(ticket.key), group, self._now())
 
-    def _return(self, call: Call, reply: Reply) -> Flow[None]:
-        plan, key, cost, patience = call
-        try:
-            if isinstance(reply[0], Ticket):
-                yield from self._withdraw(reply[0])
-            elif cost and reply[1] <= patience:
-                yield from self._adjust(plan, key, -cost, None)
-        except BaseThrottledError:
-            pass  # The interrupt is what the caller has to hear of.
+    def _to_reset(self, plan: Plan, key: str) -> AskT:
+        self._denials.forget(plan, key)
+        wording = self._wording(plan)
+        return self.ask(wording.key(key), wording.to_reset, self._now())
 
-    def _change(self, plan: Plan, key: str, group: bytes) -> Flow[bool]:
-        name = self._wording(plan).key(key)
-        found = _group((yield from self._sent(one(name, group, self._now()), name)), 0)
+    def _changed(self, ask: Ask, plan: Plan, key: str) -> bool:
+        """What came of an adjustment, undoing or reset."""
+        self._denials.forget(plan, key)
+        found = ask.answer
         if type(found) is int:
             return bool(found)
-        raise group_error(name, found)
+        raise found if isinstance(found, BaseThrottledError) else group_error(ask.name, found)
 
-    def _adjust(self, plan: Plan, key: str, delta: int, slot: float | None) -> Flow[bool]:
-        return self._change(plan, key, self._wording(plan).to_adjust(delta, slot))
+    def _submit(self, road: Road, ask: AskT) -> None:
+        """Put an ask in line, if its server may be asked."""
+        lane = ask.lane = road.lane_of(ask)
+        if lane.breaker.admits(ask.asked_at, self._timeout):
+            lane.queue.append(ask)
+            if self.asynchronous:
+                lane.kick()
+        else:
+            ask.settle(StoreUnavailableError(lane.breaker.refusal(ask.asked_at)))
 
-    def _undo(self, ticket: Ticket) -> Flow[bool]:
-        wording = self._wording(ticket.plan)
-        return self._change(ticket.plan, ticket.key, wording.to_undo(ticket.written, ticket.before))
+    def _replied(self, ask: Ask, call: Call) -> Reply:
+        """The reply to a call to admit; raises what stands in its place."""
+        return self._reply_of(ask.answer, ask.name, call)
 
-    def _withdraw(self, ticket: Ticket) -> Flow[None]:
-        yield from self._go(self._waiting.leave(ticket))
-
-    def _arrived(self, ticket: Ticket) -> Flow[None]:
-        yield from self._go(self._waiting.arrive(ticket))
-
-    def _go(self, steps: Steps) -> Flow[None]:
-        try:
-            undo, ticket = next(steps)
-            while True:
-                changed = yield from (
-                    self._undo(ticket)
-                    if undo
-                    else self._adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
-                )
-                undo, ticket = steps.send(changed)
-        except StopIteration:
-            return
-
-    def _admitted(self, plan: Plan, key: str, cost: int, found: list[Any]) -> Reply:
+    def _reply_of(self, found: Any, name: bytes, call: Call) -> Reply:
+        if not is_list(found):
+            raise found if isinstance(found, BaseThrottledError) else group_error(name, found)
+        plan, key, cost, _ = call
         if len(found) == 3:
             wait, remaining, reset_after = found
             return None, float(wait), float(remaining), float(reset_after)
         wait, remaining, reset_after, slot, before, written = found
-        ticket = Ticket(plan, key, cost, float(wait), float(slot), before, written)
+        ticket = Ticket(plan, key, cost, float(wait), float(slot), before, written, self)
         self._waiting.add(ticket)
         return ticket, ticket.wait, float(remaining), float(reset_after)
 
-    def _reset(self, plan: Plan, key: str) -> Flow[None]:
-        name = self._wording(plan).key(key)
-        yield from self._sent(delete(name), name)
-
-    def _sent(self, request: bytes, name: bytes) -> Flow[Any]:
-        """The reply to a request that takes nothing which would have to be given back."""
+    def _outcome(self, ask: Ask, call: Call) -> Any:
+        """The same, with an error in place of the reply."""
         try:
-            return (yield from exchange(self._ready(), self._where, request, name))
-        except Interrupted as gone:
-            raise gone.interrupt from None
+            return self._replied(ask, call)
+        except BaseThrottledError as error:
+            return error
 
+    def _answered(self, reply: Reply, call: Call, sent_at: float, seen: int) -> Answer:
+        """What a reply comes to; a refusal is remembered."""
+        plan, key, cost, patience = call
+        answer = answer_of(reply, plan, cost, patience, "server")
+        if patience >= 0.0 and isinstance(answer, RateLimitResult) and answer.limited:
+            self._denials.refused(plan, key, cost, sent_at, reply, seen)
+        return answer
 
-def _group(reply: Any, place: int) -> Any:
-    """A group's part of the reply, or what was found in its stead."""
-    return reply[place] if is_list(reply) and place < len(reply) else reply
+    def _recalled(
+        self, plan: Plan, calls: Sequence[tuple[str, int]]
+    ) -> tuple[list[Outcome | None], list[Call]]:
+        """Refusals that the server need not repeat, None in the place of others, and the others."""
+        denials, at_hand = self._denials, self._denials.at_hand
+        answers: list[Outcome | None] = [None] * len(calls)
+        if at_hand:
+            now = denials.tick()
+            for place, (key, cost) in enumerate(calls):
+                denial = at_hand.get(plan.prefix + key)
+                if denial is not None:
+                    answers[place] = again(denial, plan, cost, NOW, now)
+        asked = [
+            (plan, key, cost, NOW)
+            for (key, cost), answer in zip(calls, answers, strict=True)
+            if answer is None
+        ]
+        return answers, asked
 
+    def _filled(
+        self,
+        answers: list[Outcome | None],
+        asked: Sequence[Call],
+        replies: Sequence[Any],
+        sent_at: float,
+        seen: int,
+    ) -> list[Outcome]:
+        """The answers, those of the server in their places."""
+        rest = iter(zip(asked, replies, strict=True))
+        filled: list[Outcome] = []
+        for answer in answers:
+            if answer is None:
+                call, reply = next(rest)
+                error = isinstance(reply, BaseThrottledError)
+                answer = reply if error else self._answered(reply, call, sent_at, seen)
+            filled.append(answer)
+        return filled
 
-def _holdable(pool: Any) -> bool:
-    """Whether connections may stay checked out of a pool of ours between calls.
-
-    Not of a pool that does more than keep them (blocks, follows a master, or is a user's own), nor
-    where redis-py has something to do with a connection between two calls.
-    """
-    plain = any(
-        type(pool) is import_module(module).ConnectionPool
-        for module in ("redis.connection", "redis.asyncio.connection")
-    )
-    kwargs: Mapping[str, Any] = pool.connection_kwargs if plain else {}
-    busy = kwargs.get("credential_provider") or kwargs.get("health_check_interval")
-    return plain and str(kwargs.get("protocol")) == "2" and not busy
+    def _health(self, road: Road | None) -> Health:
+        return Health() if road is None else road.health(monotonic())
 
 
 def _client_name(client: Any) -> str:

@@ -10,7 +10,7 @@ This module never imports redis by itself, so that the package works without it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -52,6 +52,15 @@ OPTIONS: dict[str, tuple[tuple[type, ...], str]] = {
     "SENTINEL_KWARGS": ((Mapping,), "a dictionary"),
     "CLUSTER_NODES": (_PAIRS, "a list of (host, port) pairs"),
     "PARSER_CLASS": (_CLASS, "a class or its dotted path"),
+    "DECISION_TIMEOUT": ((int, float), "seconds"),
+    "LOCAL_DENY_SECONDS": ((int, float), "seconds, or 0 to switch it off"),
+    "LOCAL_SHARE": ((int,), "a number of processes"),
+}
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "DECISION_TIMEOUT": (lambda value: 0.001 <= value <= 3600, "seconds from 0.001 to 3600"),
+    "LOCAL_DENY_SECONDS": (lambda value: 0 <= value <= 60, "seconds from 0 (off) to 60"),
+    "LOCAL_SHARE": (lambda value: value >= 1, "a number of processes of at least 1"),
 }
 
 
@@ -104,6 +113,8 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
             _check_addresses(name, value)
         if types is _SECONDS and value is not None and not 0 < value < float("inf"):
             raise SetUpError(f"Invalid option {name}: {value!r}, must be seconds above 0 or None.")
+        if name in _RANGES and not _RANGES[name][0](value):
+            raise SetUpError(f"Invalid option {name}: {value!r}, must be {_RANGES[name][1]}.")
     return known
 
 
@@ -134,6 +145,8 @@ class ConnectionFactory:
     step is a method of its own. `options` is never changed: copy before you edit.
     """
 
+    #: Whether `connect` makes a client for a cluster, which may connect when it is made.
+    cluster: ClassVar[bool] = False
     #: The defaults for the sync flavour and for the asyncio one.
     pool_classes: ClassVar[tuple[str, str]] = (
         "redis.connection.ConnectionPool",
@@ -365,6 +378,7 @@ class ClusterConnectionFactory(ConnectionFactory):
     further nodes in the option `CLUSTER_NODES`. Any one of them is enough to find the others.
     """
 
+    cluster = True
     client_classes = (
         "redis.cluster.RedisCluster",
         "redis.asyncio.cluster.RedisCluster",

@@ -1,97 +1,127 @@
--- Decides any number of groups in one run. The rules stand before this part, one Lua file an
--- algorithm; what is shared by them and written once stands in prelude.lua.
+-- Decides any number of groups in one run. Each rule has a Lua file of its own, beside its twin in
+-- Python; they are put in where this one says so.
 --
 -- KEYS[i]: one key a group. ARGV[1]: now in µs, or '' for the server's TIME. Then for each group
 -- op, rule, limit, period, burst, a, b:
 --   admit   a = cost      b = patience in µs ('-inf': only look)
 --   adjust  a = delta     b = slot in µs, '' = the newest
 --   undo    a = written   b = before, both as an admit replied them
--- A group's reply stands in its own place: an array (admit), 1 or 0 (adjust, undo: was anything
--- written), or a string that says what is wrong. Each group is read in full before its first
--- write, so a bad one changes nothing.
-local fixed = ARGV[1] ~= ''
-if fixed then
-  now = ARGV[1] + 0
-else
-  local time = call('TIME')
-  now = time[1] * 1000000 + time[2]
-end
-
--- A fixed now belongs to another clock than the server's, so keys then outlive any test.
-milliseconds = function(duration)
-  if duration <= 0 then return 0 end
-  local ttl = -floor(-duration / 1000)
-  if ttl > 1e15 then ttl = 1e15 end
-  return fixed and ttl + 1e11 or ttl
-end
-
-local opened, opened_for = {}, nil
-
-local function undo(rule, key, a, b, limit, period, burst)
-  if rule.undo then return rule.undo(key, a, b, limit, period) end
-  local raw = redis.pcall('GET', key)
-  if type(raw) == 'table' then return raw.err end
-  if raw ~= a then return 0 end
-  local ttl = 0
-  if b ~= '' then
-    local one, two, three, four = b:match('^(%S+) (%S+) ?(%S*) ?(%S*)$')
-    local state = {one + 0, two + 0, tonumber(three), tonumber(four)}
-    ttl = milliseconds(rule.reset_at(state, limit, period, burst) - now)
-  end
-  if ttl > 0 then call('SET', key, b, 'PX', ttl) else call('DEL', key) end
-  return 1
-end
-
-local function decide(key, op, name, limit, period, burst, a, b)
-  if op ~= opened_for then opened, opened_for = {}, op end
-  local rule = opened[name]
-  if not rule then
-    rule = open_rule(name, op)
-    opened[name] = rule
-  end
-  limit, period, burst = limit + 0, period + 0, burst + 0
-  if op == 'undo' then return undo(rule, key, a, b, limit, period, burst) end
-
-  local fields, state, wrong = rule.fields, nil, nil
-  if fields then state, wrong = read(key, fields) else state, wrong = rule.open(key) end
-  if wrong then return wrong end
-
-  local new, wait, remaining, reset_after, patience
-  if op == 'admit' then
-    patience = b + 0
-    new, wait, remaining, reset_after =
-      rule.admit(state, now, a + 0, patience, limit, period, burst, key)
-  else
-    new = rule.adjust(state, now, a + 0, tonumber(b), limit, period, burst, key)
-    if not new then return 0 end
-    reset_after = rule.reset_at(new, limit, period, burst) - now
-  end
-  local before, after
-  if new then
-    local ttl = milliseconds(reset_after)
-    if ttl <= 0 then
-      call('DEL', key)
-    elseif fields then
-      before, after = state and state.raw or '', written(new)
-      call('SET', key, after, 'PX', ttl)
-    else
-      before, after = rule.save(new, ttl, key)
-    end
-    if op ~= 'admit' then return 1 end
-  end
-  -- Integers while they are exact as such.
-  local promised = wait > 0 and wait <= patience
-  if wait >= EXACT or reset_after >= EXACT then wait, reset_after = text(wait), text(reset_after) end
-  if promised then return {wait, remaining, reset_after, now + wait, before, after} end
-  return {wait, remaining, reset_after}
-end
-
+--   reset   a = b = ''    deletes the key, whatever it holds
+-- A group's reply stands in its own place: an array (admit), 1 or 0 (adjust, undo, reset: was
+-- anything changed), or a string that says what is wrong. Each group is read in full before its
+-- first write, so a bad one changes nothing.
+--
+-- A rule's file sets `fields`, how many numbers its state has, and `rule`, which decides by them:
+--   (op, now, a, b, limit, period, burst, state...)
+--     -> wait, remaining, reset_after, new state...   (no new state: there is nothing to write)
+-- A rule whose state is not a line of numbers has no fields, and reads and writes by itself:
+--   (op, now, a, b, limit, period, burst, key)
+--     -> wait, remaining, reset_after, after, before  (no `after`: nothing was written)
 local replies = {}
+local name, fields, rule
+local limit_text, period_text, burst_text, limit, period, burst
 for i = 1, #KEYS do
-  local j = 7 * i - 5
-  local fine, reply = pcall(decide, KEYS[i], ARGV[j], ARGV[j + 1], ARGV[j + 2], ARGV[j + 3],
-    ARGV[j + 4], ARGV[j + 5], ARGV[j + 6])
-  if not fine and type(reply) == 'table' then reply = reply.err end
-  replies[i] = reply
+  local key, j = KEYS[i], 7 * i - 5
+  local op, a, b = ARGV[j], ARGV[j + 5], ARGV[j + 6]
+  -- Mostly, rule and quota are those of the group before.
+  if ARGV[j + 1] ~= name then
+    name = ARGV[j + 1]
+    --[[ the rules ]]
+  end
+  if ARGV[j + 2] ~= limit_text or ARGV[j + 3] ~= period_text or ARGV[j + 4] ~= burst_text then
+    limit_text, period_text, burst_text = ARGV[j + 2], ARGV[j + 3], ARGV[j + 4]
+    limit, period, burst = limit_text + 0, period_text + 0, burst_text + 0
+  end
+  if op == 'admit' then
+    a, b = a + 0, b + 0
+  elseif op == 'adjust' then
+    a, b = a + 0, tonumber(b)
+  end
+
+  local reply, wait, remaining, reset_after, before, after
+  if op == 'reset' then
+    reply = try('DEL', key)
+    if type(reply) == 'table' then reply = reply.err end
+  elseif not fields then
+    local fine
+    fine, wait, remaining, reset_after, after, before =
+      pcall(rule, op, now, a, b, limit, period, burst, key)
+    if not fine then reply = type(wait) == 'table' and wait.err or wait end
+  else
+    local held = try('GET', key)
+    local text, one, two, three, four = held, nil, nil, nil, nil
+    if type(held) == 'table' then
+      reply = held.err
+    elseif op == 'undo' then
+      if held ~= a then reply = 0 end
+      text = b ~= '' and b
+    end
+
+    if text and not reply then
+      local sum
+      if fields == 2 then
+        local gap = find(text, ' ', 1, true)
+        if gap then one, two = tonumber(sub(text, 1, gap - 1)), tonumber(sub(text, gap + 1)) end
+        sum = one and two and one + two
+      else
+        one, two, three, four = text:match('^([^ ]+) ([^ ]+) ([^ ]+) ([^ ]+)$')
+        one, two, three, four = tonumber(one), tonumber(two), tonumber(three), tonumber(four)
+        sum = one and two and three and four and one + two + three + four
+      end
+      -- The difference is nan where a number is nan or infinite.
+      if not sum or sum - sum ~= 0 then reply = 'damaged state: ' .. sub(text, 1, 100) end
+    end
+
+    if op == 'undo' and not reply then
+      after, reset_after = b, 0
+      if one then
+        -- Looked at from its own instant, so that it counts as it stands.
+        wait, remaining, reset_after =
+          rule('admit', one, 0, -math.huge, limit, period, burst, one, two, three, four)
+        reset_after = one + reset_after - now
+      end
+    elseif not reply then
+      before = held or ''
+      wait, remaining, reset_after, one, two, three, four =
+        rule(op, now, a, b, limit, period, burst, one, two, three, four)
+      if one and fields == 2 then
+        -- '%d' writes the same digits faster.
+        local exact = two < EXACT and two > -EXACT
+        after = format(exact and '%d %d' or '%.17g %.17g', one, two)
+      elseif one then
+        local exact = two < EXACT and three < EXACT and four < EXACT
+        after = format(exact and '%d %d %d %d' or '%.17g %.17g %.17g %.17g', one, two, three, four)
+      end
+    end
+  end
+
+  -- A key lasts until its state equals that of a key never seen.
+  if after and not reply then
+    local ttl = -floor(-reset_after / 1000)
+    if ttl > 1e15 then ttl = 1e15 end
+    if ttl > 0 and fields then
+      reply = try('SET', key, after, 'PX', ttl + longer).err
+    else
+      local done = ttl > 0 and try('PEXPIRE', key, ttl + longer) or try('DEL', key)
+      if type(done) == 'table' then reply = done.err end
+    end
+  end
+
+  if reply then
+    replies[i] = reply
+  elseif op ~= 'admit' then
+    replies[i] = after and 1 or 0
+  else
+    local slot = wait > 0 and wait <= b and now + wait
+    -- Integers while they are exact as such.
+    if wait >= EXACT or reset_after >= EXACT then
+      wait, reset_after = format('%.17g', wait), format('%.17g', reset_after)
+    end
+    if slot then
+      replies[i] = {wait, remaining, reset_after, slot, before, after}
+    else
+      replies[i] = {wait, remaining, reset_after}
+    end
+  end
 end
 return replies

@@ -22,10 +22,22 @@ from typing import Any
 
 from cachetools import Cache
 
-from throttled.algorithms.plan import Plan
+from throttled.algorithms.plan import LOOK, NOW, Plan
 from throttled.exceptions import DataError, SetUpError
 from throttled.result import RateLimitResult
-from throttled.store.base import Call, Reply, Steps, Store, Ticket, Waiting, new_lock, sleeper_of
+from throttled.store.base import (
+    Answer,
+    Call,
+    Outcome,
+    Reply,
+    Steps,
+    Store,
+    Ticket,
+    Waiting,
+    answer_of,
+    new_lock,
+    sleeper_of,
+)
 
 logger = logging.getLogger("throttled")
 
@@ -191,15 +203,15 @@ class MemoryStore(Store):
         answer = self.bind(plan)(key, cost, patience)
         return answer.reply() if isinstance(answer, RateLimitResult) else answer
 
-    def bind(self, plan: Plan) -> Callable[[str, int, float], RateLimitResult | Reply]:
-        """`run` for one plan, as fast as can be; where a result is all there is to it, that."""
+    def bind(self, plan: Plan) -> Callable[[str, int, float], Answer]:
+        """`(key, cost, patience)` -> the answer by one plan, as fast as can be."""
         # A closure: what does not change from call to call is at hand, with nothing to look up.
         get, touch, tick, lock = self._cells.get, self._cells.move_to_end, self._tick, self._lock
         prefix, take, queue, appends = plan.prefix, plan.take, plan.queue, plan.appends
         cells, commit, back, steady = self._cells, self._commit, self._back, self._steady
         new_result, result_class, gone, to_whole = _new, RateLimitResult, _GONE, _ROUND
 
-        def decide(key: str, cost: int, patience: float) -> RateLimitResult | Reply:
+        def decide(key: str, cost: int, patience: float) -> Answer:
             name = prefix + key
             now = tick() * 1e6 + to_whole - back
             while True:
@@ -239,13 +251,14 @@ class MemoryStore(Store):
                     if new is not None:
                         ticket = None
                         if wait <= patience:
-                            ticket = Ticket(plan, key, cost, wait, now + wait, state, new)
+                            ticket = Ticket(plan, key, cost, wait, now + wait, state, new, self)
                         if appends:
                             new = new, reply[4]
                         if commit(name, plan, cell, state, new, now, ticket) is None:
                             continue
                         new = ticket
-                    return new, wait, remaining, reset_after
+                    reply = new, wait, remaining, reset_after
+                    return answer_of(reply, plan, cost, patience, "memory")
                 result = new_result(result_class)
                 result.limited = limited
                 result._plan = plan
@@ -297,6 +310,11 @@ class MemoryStore(Store):
     def run_many(self, calls: Sequence[Call]) -> list[Reply]:
         """Decide several independent calls, in order."""
         return [self.run(*call) for call in calls]
+
+    def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
+        """Answers to several calls that do not wait."""
+        decide = self.bind(plan)
+        return [decide(key, cost, NOW if cost else LOOK) for key, cost in calls]
 
     def adjust(self, plan: Plan, key: str, delta: int, slot: float | None = None) -> bool:
         """Charge (`delta > 0`) or give back; says whether anything was changed."""

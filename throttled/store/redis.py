@@ -2,125 +2,44 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
 from typing import TYPE_CHECKING, Any, Self
 
-from throttled.store.base import Call, Reply, Store, Ticket
+from throttled.exceptions import BaseThrottledError
+from throttled.result import RateLimitResult
+from throttled.store.base import Answer, Call, Health, Outcome, Reply, Steps, Store, Ticket
 from throttled.store.calls import RedisCalls
-from throttled.store.exchange import GRACE, Attempt
-from throttled.store.lanes import Flow, Line, Road
+from throttled.store.denials import again
+from throttled.store.failure import failures
+from throttled.store.flight import Part
 from throttled.store.shared import Shared
+from throttled.store.threads import Late, SyncAsk, SyncLane, SyncLine, SyncWaiter, driven
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from throttled.algorithms.plan import Plan
+    from throttled.store.roads import Road
 
 __all__ = ["RedisStore"]
 
-
-class SyncLine(Line):
-    """A connection of redis-py's sync flavour."""
-
-    __slots__ = ("buffer", "parser", "reader")
-
-    def watch(self) -> bool:
-        # What redis-py does around the socket and the parser is bookkeeping of retries, which have
-        # no place here.
-        self.parser: Any = getattr(self.conn, "_parser", None)
-        # hiredis, where it is installed. A new connection has a new one, and is a new line.
-        self.buffer: Any = getattr(self.parser, "_buffer", None)
-        reader = getattr(self.parser, "_reader", None)
-        plain = isinstance(self.buffer, bytearray) and hasattr(reader, "gets")
-        self.reader: Any = reader if plain else None
-        if self.poll is not None:
-            return True
-        if self.parser is None or not super().watch():
-            return False
-        _leave_timeout_to_the_kernel(self.sock)
-        return True
-
-    def socket(self) -> Any:
-        sock = getattr(self.conn, "_sock", None)
-        return sock if type(sock) is _socket else None
-
-    def reply(self) -> Any:
-        """The reply to a request, in as few steps as can be; the parser does whatever is rarer."""
-        reader = self.reader
-        if reader is not None:
-            size = self.sock.recv_into(self.buffer)
-            if size:
-                reader.feed(self.buffer, 0, size)
-                reply = reader.gets(False)
-                if reply.__class__ is list or isinstance(reply, BaseException):
-                    return reply
-                # Not all of it has come yet: the parser goes on from here.
-        return self.parser.read_response(disable_decoding=True)
-
-    def send(self, request: bytes) -> Any:
-        self.conn.send_packed_command((request,))
-
-    def read(self) -> Any:
-        return self.conn.read_response(disable_decoding=True, disconnect_on_error=False)
-
-    def read_soon(self) -> Any:
-        if not self.conn.can_read(timeout=GRACE):
-            raise TimeoutError
-        return self.read()
-
-    def disconnect(self) -> Any:
-        self.conn.disconnect()
-
-    def abandon(self) -> None:
-        self.conn.disconnect()
+_result = RateLimitResult.of
 
 
-def _leave_timeout_to_the_kernel(sock: Any) -> None:
-    """The same timeout, without the poll() that Python makes before each send and receive.
-
-    For connections that stay with us: a tenth of the time of a call.
-    """
-    timeout = sock.gettimeout()
-    if not timeout or os.name != "posix":
-        return
-    seconds, part = divmod(timeout, 1.0)
-    packed = struct.pack("@ll", int(seconds), int(part * 1e6))
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, packed)
-    except OSError:
-        return  # not on this system: Python goes on polling
-    sock.settimeout(None)
-
-
-_socket: type = socket.socket
-
-
-def _driven(flow: Flow[Any]) -> Any:
-    """Run a flow to its end: its steps have done their work when they are yielded."""
-    value = None
-    send: Callable[[Any], Any] = flow.send
-    try:
-        while True:
-            value = send(value)
-    except StopIteration as stop:
-        return stop.value
-
-
-class RedisStore(RedisCalls, Store):
+class RedisStore(RedisCalls[SyncAsk], Store):
     """Keeps limits on a Redis or Valkey server, shared by all processes that use it.
 
     Most callers write `RedisStore(server="redis://localhost:6379/0")`. Takes `redis://`,
     `rediss://`, `unix://`, `redis+sentinel://host:26379,host:26379/service` and
     `redis+cluster://host,host`; `options` as documented; or `client=`, a redis-py client of yours,
     which is used as it is and never closed. `clock` is for tests: see
-    `throttled.testing.FakeClock`; without one, the server's time counts.
+    `throttled.testing.FakeClock`; without one, the server's time counts. `on_store_error` is what
+    a `Throttled` of this store does when the server fails, unless it says otherwise itself.
+    `hash_keys=True` stores the SHA-256 of keys in their place, a secret their HMAC with it.
 
-    Never connects when it is made. Stores of equal server and options share their connections.
-    Threads may share a store; a forked child makes its own connections.
+    Never connects when it is made. Stores of equal server and options share their connection.
+    Threads may share a store, and their calls share round trips; a forked child makes connections
+    of its own.
 
     Raises `SetUpError` for a URL or options that cannot work; its calls raise
     `StoreUnavailableError` when the server cannot be asked, and `StateError` for a key that holds
@@ -129,82 +48,185 @@ class RedisStore(RedisCalls, Store):
 
     asynchronous = False
     line = SyncLine
+    lane = SyncLane
+    ask = SyncAsk
     _shared = Shared()
 
     def forget(self) -> None:
         self._road: Road | None = None
-        #: The idle lines of the road, if they are held. See `run`.
-        self._idle: list[Any] = []
+        #: The lane of all calls, where there is only one, and once there is.
+        self._lane: Any = None
 
     def _ready(self) -> Road:
         road = self._road
         if road is None:
             road = self._road = self._open(None)
-            self._idle = road.idle
+            self._lane = road.only
         return road
+
+    # -- decisions --------------------------------------------------------------------------------
+
+    def bind(self, plan: Plan) -> Callable[[str, int, float], Answer]:
+        """`(key, cost, patience)` -> the answer by one plan."""
+        asking, prefix, denials = self._wording(plan).asking, plan.prefix, self._denials
+        at_hand, tick, alone = denials.at_hand, denials.tick, self._alone
+        slowly, answered, real = self._decide, self._answered, self._clock is None
+
+        def decide(key: str, cost: int, patience: float) -> Answer:
+            sent_at = tick()
+            denial = at_hand.get(prefix + key)
+            if denial is not None:
+                refusal: RateLimitResult | None = again(denial, plan, cost, patience, sent_at)
+                if refusal is not None:
+                    return refusal
+            lane = self._lane
+            # Nobody else is calling, and the line is in order: then it takes no more than this.
+            if real and lane is not None and lane.free.acquire(False):
+                line = lane.ready
+                if line is None or line.reader is None or lane.queue:
+                    lane.hand_over()
+                else:
+                    seen = denials.taken_back
+                    raised: BaseException | None = None
+                    reply: Any = None
+                    try:
+                        reply = line.ask(asking(key, cost, patience))
+                    except BaseException as error:
+                        raised = error
+                    if reply.__class__ is list and reply[0].__class__ is list:
+                        lane.free.release()
+                        if lane.queue:
+                            lane.kick()
+                        found = reply[0]
+                        wait = found[0]
+                        if wait.__class__ is int and (wait == 0 or patience < 0.0):
+                            seen_so = None, float(wait), found[1], float(found[2])
+                            return _result(wait > 0 and cost > 0, seen_so, plan, "server")
+                        call = plan, key, cost, patience
+                        return answered(self._reply_of(found, b"", call), call, sent_at, seen)
+                    return alone(lane, reply, raised, (plan, key, cost, patience), sent_at)
+            return slowly((plan, key, cost, patience), sent_at)
+
+        return decide
+
+    def _decide(self, call: Call, sent_at: float) -> Answer:
+        """The answer to a call that goes the way of all."""
+        seen = self._denials.taken_back
+        return self._answered(self.run(*call), call, sent_at, seen)
+
+    def _alone(
+        self, lane: SyncLane, reply: Any, raised: BaseException | None, call: Call, sent_at: float
+    ) -> Answer:
+        """Go on from a call that went its own way, with the lane held, and got no answer."""
+        seen = self._denials.taken_back
+        ask = self._to_admit(*call)
+        ask.lane = lane
+        waiter = SyncWaiter([ask], self._timeout)
+        waiter.lead.append(lane)
+        lane.air.append(Part([ask]))
+        line: Any = lane.ready
+        if raised is None:
+            lane.landed(reply)
+        elif isinstance(raised, Late):
+            lane.lost(TimeoutError("timed out"), True)
+        elif isinstance(raised, failures()):
+            lane.lost(raised, line.sent)
+        else:
+            if not line.sent:
+                lane.air.clear()
+                lane.spoil()
+            self._see_out(waiter, [call])
+            raise raised
+        self._wait(waiter, [call])
+        return self._answered(self._replied(ask, call), call, sent_at, seen)
 
     def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call; `patience` in µs, `LOOK` to change nothing."""
-        # The flow of `_run` for a connection at hand and a reply that is in order, written out:
-        # driving it costs as much time as the rest. Everything else is left to it.
-        attempt: Attempt | None = None
-        try:
-            line = self._idle.pop()
-        except IndexError:
-            pass
-        else:
-            if self._clock is None and line.conn._sock is line.sock and not line.poll(0):
-                wording = self._wordings.get(plan) or self._wording(plan)
-                request = wording.asking(key, cost, patience)
-                sent = False
-                line.unread = True
-                try:
-                    line.sock.sendall(request)
-                    sent = True
-                    reply: Any = line.reply()
-                except BaseException as error:
-                    attempt = Attempt(line, error, sent)
-                else:
-                    line.unread = False
-                    # Not `type(...)`, by which type checkers forget what a reply is.
-                    if reply.__class__ is list and reply and reply[0].__class__ is list:
-                        self._idle.append(line)
-                        return self._admitted(plan, key, cost, reply[0])
-                    attempt = Attempt(line, reply, sent)
-            else:
-                self._idle.append(line)  # The flow knows what to do with it.
-        decided: Reply = _driven(self._run(plan, key, cost, patience, attempt))
-        return decided
+        call = plan, key, cost, patience
+        return self._replied(self._sent([self._to_admit(*call)], [call])[0], call)
 
     def run_many(self, calls: Sequence[Call]) -> list[Any]:
         """Decide several calls in one round trip; an error stands in the place of its call."""
-        replies: list[Any] = _driven(self._run_many(calls))
-        return replies
+        asks = self._sent([self._to_admit(*call) for call in calls], calls)
+        return [self._outcome(ask, call) for ask, call in zip(asks, calls, strict=True)]
+
+    def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
+        """Answers to several calls that do not wait; an error stands in the place of its call."""
+        answers, asked = self._recalled(plan, calls)
+        sent_at, seen = self._denials.tick(), self._denials.taken_back
+        return self._filled(answers, asked, self.run_many(asked), sent_at, seen)
+
+    def _sent(self, asks: Sequence[SyncAsk], calls: Sequence[Call] = ()) -> Sequence[SyncAsk]:
+        """The same asks, answered. `calls`: what has to be given back in case of an interrupt."""
+        waiter = SyncWaiter(asks, self._timeout)
+        road = self._ready()
+        for ask in asks:
+            self._submit(road, ask)
+        self._wait(waiter, calls)
+        return asks
+
+    def _wait(self, waiter: SyncWaiter, calls: Sequence[Call]) -> None:
+        try:
+            waiter.wait()
+        except BaseException:
+            self._see_out(waiter, calls)
+            raise
+
+    def _see_out(self, waiter: SyncWaiter, calls: Sequence[Call]) -> None:
+        """The caller has been interrupted: give back what it took meanwhile."""
+        waiter.interrupted()
+        for ask, call in zip(waiter.asks, calls, strict=False):
+            try:
+                reply = self._replied(ask, call)
+                if isinstance(reply[0], Ticket):
+                    self.withdraw(reply[0])
+                elif call[2] and reply[1] <= call[3]:
+                    self.adjust(call[0], call[1], -call[2])
+            except BaseThrottledError:
+                pass  # The interrupt is what the caller has to hear of.
+
+    # -- everything else --------------------------------------------------------------------------
 
     def adjust(self, plan: Plan, key: str, delta: int, slot: float | None = None) -> bool:
         """Charge (`delta > 0`) or give back; says whether anything was changed."""
-        return bool(_driven(self._adjust(plan, key, delta, slot)))
+        return self._changed(self._sent([self._to_adjust(plan, key, delta, slot)])[0], plan, key)
 
     def undo(self, ticket: Ticket) -> bool:
         """Put back the state before a promise, if nobody came after; says whether it did."""
-        return bool(_driven(self._undo(ticket)))
-
-    def withdraw(self, ticket: Ticket) -> None:
-        """Give back a promised slot, as if it had never been asked for where that is possible."""
-        _driven(self._withdraw(ticket))
-
-    def arrived(self, ticket: Ticket) -> None:
-        """A promised slot was used: return what those gave up who stood before it."""
-        _driven(self._arrived(ticket))
+        return self._changed(self._sent([self._to_undo(ticket)])[0], ticket.plan, ticket.key)
 
     def reset(self, plan: Plan, key: str) -> None:
         """Forget a key."""
-        _driven(self._reset(plan, key))
+        self._changed(self._sent([self._to_reset(plan, key)])[0], plan, key)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Give back a promised slot, as if it had never been asked for where that is possible."""
+        self._go(self._waiting.leave(ticket))
+
+    def arrived(self, ticket: Ticket) -> None:
+        """A promised slot was used: return what those gave up who stood before it."""
+        self._go(self._waiting.arrive(ticket))
+
+    def _go(self, steps: Steps) -> None:
+        try:
+            undo, ticket = next(steps)
+            while True:
+                undo, ticket = steps.send(
+                    self.undo(ticket)
+                    if undo
+                    else self.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
+                )
+        except StopIteration:
+            return
+
+    def health(self) -> Health:
+        """How the store gets on with its server, without asking it."""
+        return self._health(self._road)
 
     def close(self) -> None:
-        """Close the connections, if no other store uses them. A later call opens new ones."""
+        """Close the connection, if no other store uses it. A later call opens a new one."""
         self.forget()
-        _driven(self._leave(None))
+        driven(self._leave(None))
 
     def __enter__(self) -> Self:
         return self

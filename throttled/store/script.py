@@ -11,15 +11,13 @@ from throttled.algorithms.plan import RULES
 def _assemble() -> str:
     store = Path(__file__).parent
     rules = store.parent / "algorithms"
-    parts = [(store / "prelude.lua").read_text("utf-8")]
+    prelude = (store / "prelude.lua").read_text("utf-8")
+    decide = (store / "decide.lua").read_text("utf-8")
     # A branch each: a run makes the functions of the rules that it needs, and no others.
-    parts.append("local function open_rule(name, op)")
-    for name in RULES:
-        parts.append(f"if name == '{name}' then")
-        parts.append((rules / f"{name}.lua").read_text("utf-8") + "end")
-    parts.append("end")
-    parts.append((store / "decide.lua").read_text("utf-8"))
-    return "\n".join(parts)
+    branches = "else".join(
+        f"if name == '{name}' then\n{(rules / f'{name}.lua').read_text('utf-8')}" for name in RULES
+    )
+    return prelude + decide.replace("--[[ the rules ]]", f"{branches}end", 1)
 
 
 SCRIPT = _assemble()

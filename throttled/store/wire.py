@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from hashlib import sha256
+from hmac import digest
 from math import inf
 from typing import TYPE_CHECKING
 
+from throttled.exceptions import DataError
 from throttled.store.script import SCRIPT, SCRIPT_SHA
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ ASKING = b"*1\r\n" + bulk(b"ASKING")
 _SINGLE = b"*12\r\n" + _EVALSHA + bulk(b"1")
 SERVER_TIME = bulk(b"")
 _HEAD = _SINGLE.decode() + "$"
+#: More costs and patiences than this of one plan, and their bytes are put together anew.
+_GROUPS = 1024
 
 
 def with_source(request: bytes) -> bytes:
@@ -51,11 +56,6 @@ def many(groups: list[tuple[bytes, bytes]], now: bytes = SERVER_TIME) -> bytes:
     )
 
 
-def delete(key: bytes) -> bytes:
-    """The request that forgets a key."""
-    return b"*2\r\n" + bulk(b"DEL") + bulk(key)
-
-
 def whole(value: float) -> bytes:
     """A number of µs or of tokens as the script reads it."""
     if value in (inf, -inf):
@@ -63,53 +63,87 @@ def whole(value: float) -> bytes:
     return b"%d" % value
 
 
-@lru_cache(maxsize=1024)
-def _asked(cost: int, patience: float) -> str:
-    return (bulk(whole(cost)) + bulk(whole(patience))).decode()
-
-
 def escaped(key: str) -> str:
     """The key without the braces that mark the hash tag around it."""
     return key.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
 
 
+def digest_of(hash_keys: object) -> Callable[[str], str] | None:
+    """What turns keys into digests: SHA-256 in hexadecimal, keyed (HMAC) if there is a secret."""
+    if hash_keys is False or hash_keys is None:
+        return None
+    if hash_keys is True:
+        return lambda key: sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    if not isinstance(hash_keys, str | bytes) or not hash_keys:
+        # The value itself stays out of the message: it may be a secret.
+        raise DataError(
+            f"Invalid hash_keys: got {type(hash_keys).__name__}, must be True, False or a "
+            f"non-empty secret as str or bytes."
+        )
+    secret = hash_keys.encode("utf-8") if isinstance(hash_keys, str) else hash_keys
+    return lambda key: digest(secret, key.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
 class Wording:
     """A plan in bytes: all that does not change from call to call."""
 
-    __slots__ = ("_length", "_middle", "_start", "adjust", "admit", "prefix", "undo")
+    __slots__ = (
+        "_adjust",
+        "_admit",
+        "_digest",
+        "_groups",
+        "_length",
+        "_middle",
+        "_prefix",
+        "_start",
+        "_undo",
+        "to_reset",
+    )
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, digest: Callable[[str], str] | None = None) -> None:
         numbers = b"".join(bulk(b"%d" % n) for n in (plan.limit, plan.period, plan.burst))
         rest = bulk(plan.kind.encode()) + numbers
-        self.prefix = plan.prefix.encode("utf-8", "surrogatepass") + b"{"
-        self.admit = bulk(b"admit") + rest
-        self.adjust = bulk(b"adjust") + rest
-        self.undo = bulk(b"undo") + rest
+        self._digest = digest
+        self._prefix = plan.prefix.encode("utf-8", "surrogatepass") + b"{"
+        self._admit, self._adjust, self._undo, reset = (
+            bulk(op) + rest for op in (b"admit", b"adjust", b"undo", b"reset")
+        )
+        #: The group that forgets a key.
+        self.to_reset = reset + bulk(b"") + bulk(b"")
+        self._groups: dict[tuple[int, float], bytes] = {}
         # The same as text, for `asking`.
-        self._length = len(self.prefix) + 1
-        self._start = "\r\n" + self.prefix.decode("utf-8", "surrogatepass")
-        self._middle = "}\r\n" + (SERVER_TIME + self.admit).decode()
+        self._length = len(self._prefix) + 1
+        self._start = "\r\n" + self._prefix.decode("utf-8", "surrogatepass")
+        self._middle = "}\r\n" + SERVER_TIME.decode()
 
     def key(self, key: str) -> bytes:
         """The key in Redis. The caller's part is the hash tag, so that its rules share a slot."""
-        if "%" in key or "{" in key or "}" in key:
+        if self._digest is not None:
+            key = self._digest(key)
+        elif "%" in key or "{" in key or "}" in key:
             key = escaped(key)
-        return self.prefix + key.encode("utf-8", "surrogatepass") + b"}"
+        return self._prefix + key.encode("utf-8", "surrogatepass") + b"}"
 
     def asking(self, key: str, cost: int, patience: float) -> bytes:
         """The whole request to admit one call by the server's time, in as few steps as can be."""
-        if not key.isascii() or "%" in key or "{" in key or "}" in key:
-            return one(self.key(key), self.to_admit(cost, patience))
-        return (
-            f"{_HEAD}{self._length + len(key)}{self._start}{key}{self._middle}"
-            f"{_asked(cost, patience)}"
-        ).encode("utf-8", "surrogatepass")
+        group = self._groups.get((cost, patience)) or self.to_admit(cost, patience)
+        if self._digest is not None or not key.isascii() or "%" in key or "{" in key or "}" in key:
+            return one(self.key(key), group)
+        head = f"{_HEAD}{self._length + len(key)}{self._start}{key}{self._middle}"
+        return head.encode("utf-8", "surrogatepass") + group
 
     def to_admit(self, cost: int, patience: float) -> bytes:
-        return self.admit + _asked(cost, patience).encode()
+        """The group that asks for a cost; kept, for most calls are like others before them."""
+        group = self._groups.get((cost, patience))
+        if group is None:
+            group = self._admit + bulk(whole(cost)) + bulk(whole(patience))
+            if len(self._groups) >= _GROUPS:
+                self._groups = {}
+            self._groups[cost, patience] = group
+        return group
 
     def to_adjust(self, delta: int, slot: float | None) -> bytes:
-        return self.adjust + bulk(whole(delta)) + bulk(b"" if slot is None else whole(slot))
+        return self._adjust + bulk(whole(delta)) + bulk(b"" if slot is None else whole(slot))
 
     def to_undo(self, written: bytes, before: bytes) -> bytes:
-        return self.undo + bulk(written) + bulk(before)
+        return self._undo + bulk(written) + bulk(before)

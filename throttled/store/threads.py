@@ -1,0 +1,448 @@
+"""Many threads, one connection: whoever finds it free carries the calls of the others.
+
+A thread puts its asks into the queue and tries to get the lane. If it does, it sends what has
+gathered and reads the replies, for itself and for all who came meanwhile, until it has its own
+answers; then it hands the lane over to the next who waits (flat combining: Hendler, Incze, Shavit,
+Tzafrir, SPAA 2010). So a thread on its own does just what it would do anyway, and nobody carries
+others for longer than its own call takes.
+
+The lane is held by holding `free`. It is passed on while held: to a waiter, by way of its `lead`,
+or to the thread that connects. Connecting has a thread for as long as it takes, so that callers can
+leave when their time is up without spoiling it for the next.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import suppress
+from math import ceil
+from threading import Lock, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from throttled.exceptions import BaseThrottledError, SetUpError
+from throttled.store.base import new_lock
+from throttled.store.failure import failures
+from throttled.store.flight import BATCH, UNANSWERED, Ask, Lane
+from throttled.store.lines import Flow, Line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: Seconds that an interrupted call waits for the reply that is under way.
+GRACE = 1.0
+
+_socket: type = socket.socket
+
+
+class Late(Exception):  # noqa: N818 - a signal, not an error
+    """No reply within the time. What was read of it so far is kept."""
+
+
+class SyncLine(Line):
+    """A connection of redis-py's sync flavour.
+
+    What redis-py does around the socket and its parser is bookkeeping of retries, which have no
+    place here, and costs as much as the rest of a call. So where the parser is hiredis and the
+    socket a plain one, both are used directly.
+    """
+
+    def __init__(self, conn: Any, timeout: float) -> None:
+        super().__init__(conn, timeout)
+        parser: Any = getattr(conn, "_parser", None)
+        reader = getattr(parser, "_reader", None)
+        buffer = getattr(parser, "_buffer", None)
+        #: hiredis. A connection that is made anew has another, and is another line.
+        self.reader: Any = None
+        resp3 = str(getattr(conn, "protocol", 2)) == "3"
+        busy = getattr(conn, "health_check_interval", 0)
+        if self.poll is not None and not resp3 and not busy and hasattr(reader, "gets"):
+            self.reader = reader
+            self.buffer: Any = buffer if isinstance(buffer, bytearray) else bytearray(65536)
+        if self.poll is not None:
+            _leave_timeout_to_the_kernel(self.sock, timeout)
+        elif hasattr(getattr(conn, "_sock", None), "settimeout"):
+            conn._sock.settimeout(timeout)
+
+    def socket(self) -> Any:
+        sock = getattr(self.conn, "_sock", None)
+        return sock if type(sock) is _socket else None
+
+    def ask(self, request: bytes) -> Any:
+        """The reply to a request, in as few steps as can be. `sent` tells how far it came."""
+        self.sent = False
+        sock = self.sock
+        if self.conn._sock is not sock or self.poll(0):
+            raise ConnectionError("the server closed the connection")
+        sock.sendall(request)
+        self.sent = True
+        size = sock.recv_into(self.buffer)
+        reader = self.reader
+        if size:
+            reader.feed(self.buffer, 0, size)
+            reply = reader.gets(False)
+            if reply.__class__ is list:
+                return reply
+        else:
+            raise ConnectionError("the server closed the connection")
+        # An error, or not all of it yet.
+        return reply if _whole(reply) else self.receive(monotonic() + self.timeout)
+
+    def send(self, request: bytes) -> None:
+        """Write a request out in full."""
+        if self.reader is not None:
+            self.sock.sendall(request)
+        else:
+            self.conn.send_packed_command((request,))
+
+    def receive(self, until: float) -> Any:
+        """The next reply or error, its strings as bytes; `Late` if there is none by then."""
+        reader = self.reader
+        if reader is None:
+            return self._receive(until)
+        reply = reader.gets(False)
+        while not _whole(reply):
+            left = until - monotonic()
+            if left <= 0 or not self.poll(ceil(left * 1e3)):
+                raise Late
+            size = self.sock.recv_into(self.buffer)
+            if not size:
+                raise ConnectionError("the server closed the connection")
+            reader.feed(self.buffer, 0, size)
+            reply = reader.gets(False)
+        return reply
+
+    def _receive(self, until: float) -> Any:
+        left = until - monotonic()
+        if left <= 0 or not self.conn.can_read(timeout=left):
+            raise Late
+        try:
+            return self.conn.read_response(disable_decoding=True, disconnect_on_error=False)
+        except _answers() as error:
+            return error
+
+    def disconnect(self) -> Any:
+        self.conn.disconnect()
+
+    abandon = disconnect
+
+
+def _whole(reply: Any) -> bool:
+    """Whether hiredis had a reply in full: what says that it had not is False or an object()."""
+    return reply is not False and reply.__class__ is not object
+
+
+def _answers() -> tuple[type[Exception], ...]:
+    from redis.exceptions import (
+        AuthenticationError,
+        BusyLoadingError,
+        ReadOnlyError,
+        ResponseError,
+    )
+
+    return (ResponseError, AuthenticationError, BusyLoadingError, ReadOnlyError)
+
+
+def _leave_timeout_to_the_kernel(sock: Any, timeout: float) -> None:
+    """A timeout without the poll() that Python makes before each send and receive.
+
+    For connections that stay with us: a tenth of the time of a call.
+    """
+    seconds, part = divmod(timeout, 1.0)
+    packed = struct.pack("@ll", int(seconds), max(int(part * 1e6), 1))
+    try:
+        if os.name != "posix":
+            raise OSError
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, packed)
+    except OSError:
+        sock.settimeout(timeout)  # not on this system: Python polls
+    else:
+        sock.settimeout(None)
+
+
+class SyncAsk(Ask):
+    """An ask of a thread, by itself or with others."""
+
+    __slots__ = ("waiter",)
+
+    waiter: SyncWaiter
+
+    @property
+    def gone(self) -> bool:
+        return self.waiter.departed
+
+    @property
+    def asked_at(self) -> float:  # type: ignore[override]
+        return self.waiter.asked_at
+
+    @property
+    def until(self) -> float:  # type: ignore[override]
+        return self.waiter.until
+
+    def settle(self, answer: Any) -> None:
+        self.waiter.settle(self, answer)
+
+
+class SyncWaiter:
+    """A thread that waits for the answers to its asks."""
+
+    __slots__ = ("_lock", "_wake", "asked_at", "asks", "departed", "lead", "left", "until")
+
+    def __init__(self, asks: Sequence[SyncAsk], timeout: float) -> None:
+        self.asks = asks
+        self.left = len(asks)
+        self.asked_at = now = monotonic()
+        self.until = now + timeout
+        for ask in asks:
+            ask.waiter = self
+        self._lock = Lock()
+        self._wake = wake = Lock()
+        wake.acquire()
+        self.departed = False
+        #: Lanes that were handed over to it. It may not leave before it has seen to them.
+        self.lead: list[SyncLane] = []
+
+    def settle(self, ask: Ask, answer: Any) -> None:
+        """An answer to one of its asks has come."""
+        with self._lock:
+            if ask.answer is UNANSWERED:
+                ask.answer = answer
+                self.left -= 1
+                if not self.left:
+                    self._rouse()
+
+    def takes_over(self, lane: SyncLane) -> bool:
+        """Hand it a lane, if it is still there to take it."""
+        with self._lock:
+            if self.departed or monotonic() >= self.until:
+                return False
+            self.lead.append(lane)
+            self._rouse()
+            return True
+
+    def _rouse(self) -> None:
+        with suppress(RuntimeError):  # awake already
+            self._wake.release()
+
+    def wait(self) -> None:
+        """Until everything is answered or the time is up; carries others meanwhile, if asked to."""
+        for lane in {ask.lane for ask in self.asks if ask.answer is UNANSWERED}:
+            if lane.free.acquire(False):
+                self.lead.append(lane)
+        while True:
+            while self.lead:
+                self._carry()
+            left = self.until - monotonic()
+            if not self.left or left <= 0:
+                with self._lock:
+                    if not self.lead:
+                        self.departed = True
+                        break
+            else:
+                self._wake.acquire(timeout=left)
+        if self.left:
+            self._give_up()
+
+    def _carry(self) -> None:
+        with self._lock:
+            lanes, self.lead = self.lead, []
+        if len(lanes) > 1:  # Several nodes can work at the same time.
+            lanes = [lane for lane in lanes if lane.set_off()]
+        while lanes:
+            try:
+                lanes.pop().carry(self)
+            except BaseException:
+                for lane in lanes:
+                    lane.hand_over()
+                raise
+
+    def interrupted(self) -> None:
+        """Send no more, and wait a little for what is under way."""
+        with self._lock:
+            self.departed = False
+        for ask in self.asks:
+            if ask.answer is UNANSWERED and _unqueued(ask):
+                self.settle(ask, None)
+        self.until = monotonic() + GRACE
+        self.wait()
+
+    def _give_up(self) -> None:
+        for ask in self.asks:
+            if ask.answer is UNANSWERED:
+                ask.lane.late(ask, not _unqueued(ask) and ask.lane.sent(ask))
+
+
+class SyncLane(Lane):
+    """A lane that threads take turns in working on."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.free = new_lock()
+        self._spent: list[Line] = []
+
+    def set_off(self) -> bool:
+        """Send what there is, with `free` held; False if that was passed on."""
+        return bool(self.air) or self._depart()
+
+    def sent(self, ask: Ask) -> bool:
+        """Whether an ask that has left the queue may have been sent."""
+        return any(ask in part.asks for part in self.air.copy())
+
+    def carry(self, waiter: SyncWaiter) -> None:
+        """Work on the lane, with `free` held, until the waiter has what it came for."""
+        sending = False
+        try:
+            while self._rides(waiter) and monotonic() < waiter.until:
+                if self.air:
+                    self._receive(waiter.until)
+                    continue
+                sending = True
+                if not self._depart():
+                    return  # It was passed on to the thread that connects.
+                sending = False
+        except Late:
+            pass
+        except BaseException as interrupt:
+            if sending and self.air:
+                self.lost(interrupt, True)
+            self.hand_over()
+            raise
+        self.hand_over()
+
+    def _receive(self, until: float) -> None:
+        line: Any = self.line
+        try:
+            reply = line.receive(until)
+        except failures() as error:
+            self.lost(error, True)
+        else:
+            self.landed(reply)
+
+    def _rides(self, waiter: SyncWaiter) -> bool:
+        if not waiter.left:
+            return False
+        return any(ask.lane is self and ask.answer is UNANSWERED for ask in waiter.asks)
+
+    def _depart(self) -> bool:
+        """Send the next flight; False if there is no line, and somebody gets one."""
+        if self.spoilt:
+            self._drop()
+        line: Any = self.line
+        if line is not None and not line.quiet():
+            self._drop()
+            line = None
+        if line is None:
+            Thread(target=self._connect, name="throttled-connect", daemon=True).start()
+            return False
+        request = self.load(8 * BATCH)
+        if request:
+            try:
+                line.send(request)
+            except failures() as error:
+                self.lost(error, False)
+        return True
+
+    def _drop(self) -> None:
+        line, self.line, self.ready, self.spoilt = self.line, None, None, False
+        if line is not None:
+            line.abandon()
+            self._spent.append(line)
+
+    def _connect(self) -> None:
+        """Get a line, with `free` held, and hand the lane over."""
+        began = monotonic()
+        try:
+            driven(self._reopened())
+        except failures() as error:
+            self.unreachable(error, began)
+        except TypeError as error:
+            what = f"Invalid connection options for {self.where}: {error}"
+            self.unreachable(SetUpError(what), began)
+        except BaseThrottledError as error:
+            self.unreachable(error, began)
+        except BaseException as error:
+            self.unreachable(error, began)
+            raise
+        finally:
+            self.spoilt = False
+            self.hand_over()
+
+    def _reopened(self) -> Flow[None]:
+        while self._spent:
+            yield from self.source.give(self._spent.pop(), spoilt=True)
+        line: Any = yield from self.source.take(self.timeout)
+        self.line = line
+        self.breaker.reachable()
+        if line is None:
+            self.breaker.worked()
+            self.road.opened()
+
+    def hand_over(self) -> None:
+        """Pass the lane on to the next who waits, or leave it free."""
+        while True:
+            ask: Any
+            for ask in self.waiting():
+                if ask.answer is UNANSWERED and ask.waiter.takes_over(self):
+                    return
+            if self.air:
+                # Replies that nobody has the time to wait for.
+                self.abandon(self.air, True)
+                self.spoil()
+            self.abandon(self.again, False)
+            if self.spoilt:
+                self._drop()
+            if not self.source.hold and self.line is not None:
+                line, self.line, self.ready = self.line, None, None
+                driven(self.source.give(line, spoilt=False))
+            self.free.release()
+            while self.queue and self.queue[0].gone:
+                try:
+                    self.queue.popleft()
+                except IndexError:
+                    break
+            if not self.queue or not self.free.acquire(False):
+                return
+
+    def kick(self) -> None:
+        """See that somebody works on the lane, now that asks were put in line from elsewhere."""
+        if self.free.acquire(False):
+            self.hand_over()
+
+    def retire(self) -> None:
+        """Close the line, if nobody uses it."""
+        if self.free.acquire(False):
+            self._drop()
+            self.hand_over()
+
+    def close(self) -> Flow[None]:
+        """Close the line, as soon as nobody uses it, or else in the middle of what it does."""
+        held = self.free.acquire(timeout=GRACE)
+        line, self.line, self.ready = self.line, None, None
+        spent, self._spent = self._spent, []
+        if held:
+            self.hand_over()
+        for each in spent if line is None else [*spent, line]:
+            yield from self.source.give(each, spoilt=True)
+
+
+def _unqueued(ask: SyncAsk) -> bool:
+    """Take an ask out of its queue, if it still is there."""
+    try:
+        ask.lane.queue.remove(ask)
+    except ValueError:
+        return False
+    return True
+
+
+def driven(flow: Flow[Any]) -> Any:
+    """Run a flow to its end: its steps have done their work when they are yielded."""
+    value = None
+    send: Callable[[Any], Any] = flow.send
+    try:
+        while True:
+            value = send(value)
+    except StopIteration as stop:
+        return stop.value
