@@ -118,7 +118,10 @@ class RateLimitResult:
     def reply(self) -> tuple[Any, ...]:
         """The store's reply that this result stands for, durations in µs."""
         if self._now is None:
-            return cast("tuple[Any, ...]", self._seen)
+            seen = self._seen
+            if seen.__class__ is list:  # as the server replied
+                return None, float(seen[0]), float(seen[1]), float(seen[2])
+            return cast("tuple[Any, ...]", seen)
         looked = self._plan.queue(self._seen, self._now, self._asked, -inf)
         return None, *looked[1:4]
 

@@ -82,7 +82,7 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         """`(key, cost, patience)` -> the answer by one plan, to be awaited."""
         prefix, denials = plan.prefix, self._denials
         at_hand, tick, send, detach = denials.at_hand, denials.tick, self._send, self._detach
-        to_admit, replied, answered = self._to_admit, self._replied, self._answered
+        to_admit, decided = self._to_admit, self._decided
 
         async def decide(key: str, cost: int, patience: float) -> Answer:
             sent_at = tick()
@@ -100,7 +100,7 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
             except asyncio.CancelledError:
                 detach(ask)
                 raise
-            return answered(replied(ask, call), call, sent_at, seen)
+            return decided(ask, call, sent_at, seen)
 
         return decide
 
@@ -117,7 +117,11 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
 
     async def run_many(self, calls: Sequence[Call]) -> list[Any]:
         """Decide several calls in one round trip; an error stands in the place of its call."""
-        asks = [self._to_admit(*call) for call in calls]
+        return [self._outcome(ask, ask.call) for ask in await self._sent(calls)]
+
+    async def _sent(self, calls: Sequence[Call]) -> list[AsyncAsk]:
+        """Asks to admit the calls, answered."""
+        asks = self._to_admit_all(calls)
         for ask, call in zip(asks, calls, strict=True):
             ask.call = call
         waits = [self._send(ask) for ask in asks]
@@ -128,13 +132,13 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
             for ask in asks:
                 self._detach(ask)
             raise
-        return [self._outcome(ask, ask.call) for ask in asks]
+        return asks
 
     async def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
         """Answers to several calls that do not wait; an error stands in the place of its call."""
         answers, asked = self._recalled(plan, calls)
         sent_at, seen = self._denials.tick(), self._denials.taken_back
-        return self._filled(answers, asked, await self.run_many(asked), sent_at, seen)
+        return self._filled(answers, await self._sent(asked), asked, sent_at, seen)
 
     def _send(self, ask: AsyncAsk) -> Awaitable[None]:
         """Put an ask in line; what is returned waits for the answer."""

@@ -20,6 +20,7 @@ from throttled.store.base import (
     Ticket,
     Waiting,
     answer_of,
+    calls_of,
     sleeper_of,
 )
 from throttled.store.connection import (
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from throttled.algorithms.plan import Plan
+
+_new = object.__new__
 
 AskT = TypeVar("AskT", bound=Ask)
 
@@ -215,23 +218,33 @@ class RedisCalls(Generic[AskT]):
 
     def _to_admit(self, plan: Plan, key: str, cost: int, patience: float) -> AskT:
         wording = self._wording(plan)
-        return self.ask(wording.key(key), wording.to_admit(cost, patience), self._now())
+        return self.ask(wording.bulk(key), wording.to_admit(cost, patience), self._now())
+
+    def _to_admit_all(self, calls: Sequence[Call]) -> list[AskT]:
+        asks: list[AskT] = []
+        make, now = self.ask, self._now()
+        of = wording = None
+        for plan, key, cost, patience in calls:
+            if wording is None or plan is not of:
+                of, wording = plan, self._wording(plan)
+            asks.append(make(wording.bulk(key), wording.to_admit(cost, patience), now))
+        return asks
 
     def _to_adjust(self, plan: Plan, key: str, delta: int, slot: float | None) -> AskT:
         self._denials.forget(plan, key)
         wording = self._wording(plan)
-        return self.ask(wording.key(key), wording.to_adjust(delta, slot), self._now())
+        return self.ask(wording.bulk(key), wording.to_adjust(delta, slot), self._now())
 
     def _to_undo(self, ticket: Ticket) -> AskT:
         self._denials.forget(ticket.plan, ticket.key)
         wording = self._wording(ticket.plan)
         group = wording.to_undo(ticket.written, ticket.before)
-        return self.ask(wording.key(ticket.key), group, self._now())
+        return self.ask(wording.bulk(ticket.key), group, self._now())
 
     def _to_reset(self, plan: Plan, key: str) -> AskT:
         self._denials.forget(plan, key)
         wording = self._wording(plan)
-        return self.ask(wording.key(key), wording.to_reset, self._now())
+        return self.ask(wording.bulk(key), wording.to_reset, self._now())
 
     def _changed(self, ask: Ask, plan: Plan, key: str) -> bool:
         """What came of an adjustment, undoing or reset."""
@@ -274,8 +287,20 @@ class RedisCalls(Generic[AskT]):
         except BaseThrottledError as error:
             return error
 
+    def _decided(self, ask: Ask, call: Call, sent_at: float, seen: int) -> Answer:
+        """What the answer to a call comes to; a refusal is remembered."""
+        found = ask.answer
+        if found.__class__ is list and found[0] == 0:  # admitted at once, as most are
+            result = _new(RateLimitResult)
+            result.limited = False
+            result._plan = call[0]
+            result._seen = found
+            result._now = None
+            result._source = "server"
+            return result
+        return self._answered(self._reply_of(found, ask.name, call), call, sent_at, seen)
+
     def _answered(self, reply: Reply, call: Call, sent_at: float, seen: int) -> Answer:
-        """What a reply comes to; a refusal is remembered."""
         plan, key, cost, patience = call
         answer = answer_of(reply, plan, cost, patience, "server")
         if patience >= 0.0 and isinstance(answer, RateLimitResult) and answer.limited:
@@ -294,29 +319,27 @@ class RedisCalls(Generic[AskT]):
                 denial = at_hand.get(plan.prefix + key)
                 if denial is not None:
                     answers[place] = again(denial, plan, cost, NOW, now)
-        asked = [
-            (plan, key, cost, NOW)
-            for (key, cost), answer in zip(calls, answers, strict=True)
-            if answer is None
-        ]
+        asked = calls_of(plan, [c for c, answer in zip(calls, answers, strict=True) if not answer])
         return answers, asked
 
     def _filled(
         self,
         answers: list[Outcome | None],
+        asks: Sequence[AskT],
         asked: Sequence[Call],
-        replies: Sequence[Any],
         sent_at: float,
         seen: int,
     ) -> list[Outcome]:
-        """The answers, those of the server in their places."""
-        rest = iter(zip(asked, replies, strict=True))
+        """The answers, with those of the server in their places."""
+        rest = zip(asks, asked, strict=True)
         filled: list[Outcome] = []
         for answer in answers:
             if answer is None:
-                call, reply = next(rest)
-                error = isinstance(reply, BaseThrottledError)
-                answer = reply if error else self._answered(reply, call, sent_at, seen)
+                ask, call = next(rest)
+                try:
+                    answer = self._decided(ask, call, sent_at, seen)
+                except BaseThrottledError as error:
+                    answer = error
             filled.append(answer)
         return filled
 

@@ -59,20 +59,25 @@ class Ask:
     Instants are of `time.monotonic`.
     """
 
-    __slots__ = ("answer", "asking", "group", "hops", "lane", "name", "now", "slot")
+    __slots__ = ("answer", "asking", "group", "hops", "key", "lane", "now", "slot")
 
     lane: Any  # where it stands in line
     asked_at: float
     until: float  # when its time has run out
 
-    def __init__(self, name: bytes, group: bytes, now: bytes) -> None:
-        self.name = name  # the key in Redis
+    def __init__(self, key: bytes, group: bytes, now: bytes) -> None:
+        self.key = key  # the key in Redis, as Redis reads it
         self.group = group
         self.now = now
         self.slot = 0  # in a cluster
         self.answer: Any = UNANSWERED
         self.asking = False  # the next request has to say that an ASK told us to come
         self.hops = 0
+
+    @property
+    def name(self) -> bytes:
+        """The key in Redis."""
+        return self.key[self.key.index(b"\n") + 1 : -2]
 
     @property
     def gone(self) -> bool:
@@ -96,15 +101,14 @@ class Part:
         self.request = b""
 
     def compose(self) -> None:
-        """Put the request together, for those who still wait."""
-        asks = self.asks = [ask for ask in self.asks if not ask.gone]
-        if not asks:
-            return
+        """Put the request together."""
+        asks = self.asks
         first = asks[0]
         if len(asks) > 1:
-            self.request = many([(ask.name, ask.group) for ask in asks], first.now)
+            keys = [ask.key for ask in asks]
+            self.request = many(keys, [ask.group for ask in asks], first.now)
         else:
-            self.request = one(first.name, first.group, first.now)
+            self.request = one(first.key, first.group, first.now)
         if NOSCRIPT in self.tried:
             self.request = with_source(self.request)
         self.skips = 0
@@ -135,7 +139,12 @@ class Lane:
 
     def load(self, room: int) -> bytes:
         """The next flight of so many asks, as one request; empty if nobody wants to go."""
-        parts, self.again = self.again, []
+        parts: list[Part] = []
+        for part in self.again:
+            part.asks = [ask for ask in part.asks if not ask.gone]
+            if part.asks:
+                parts.append(part)
+        self.again = []
         queue = self.queue
         filling: dict[Any, Part] = {}
         while queue and room > 0:
@@ -144,9 +153,9 @@ class Lane:
                 continue
             room -= 1
             kind = (ask.slot, ask.now)
-            part = filling.get(kind)
-            if part is not None and len(part.asks) < BATCH and not ask.asking:
-                part.asks.append(ask)
+            filled = filling.get(kind)
+            if filled is not None and len(filled.asks) < BATCH and not ask.asking:
+                filled.asks.append(ask)
             else:
                 part = Part([ask])
                 parts.append(part)
@@ -154,7 +163,6 @@ class Lane:
                     filling[kind] = part
         for part in parts:
             part.compose()
-        parts = [part for part in parts if part.asks]
         self.air.extend(parts)
         return parts[0].request if len(parts) == 1 else b"".join(part.request for part in parts)
 

@@ -219,8 +219,8 @@ class AsyncAsk(Ask):
     #: The call to admit, if it is one; what was taken goes back when its task is gone.
     call: Any
 
-    def __init__(self, name: bytes, group: bytes, now: bytes) -> None:
-        self.name = name
+    def __init__(self, key: bytes, group: bytes, now: bytes) -> None:
+        self.key = key
         self.group = group
         self.now = now
         self.slot = self.hops = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStore"]
 
-_result = RateLimitResult.of
+_new = object.__new__
 
 
 class RedisStore(RedisCalls[SyncAsk], Store):
@@ -68,20 +68,22 @@ class RedisStore(RedisCalls[SyncAsk], Store):
 
     def bind(self, plan: Plan) -> Callable[[str, int, float], Answer]:
         """`(key, cost, patience)` -> the answer by one plan."""
+        # A closure: what does not change from call to call is at hand, with nothing to look up.
         asking, prefix, denials = self._wording(plan).asking, plan.prefix, self._denials
-        at_hand, tick, alone = denials.at_hand, denials.tick, self._alone
+        at_hand, tick, alone, new_result = denials.at_hand, denials.tick, self._alone, _new
         slowly, answered, real = self._decide, self._answered, self._clock is None
 
         def decide(key: str, cost: int, patience: float) -> Answer:
             sent_at = tick()
-            denial = at_hand.get(prefix + key)
-            if denial is not None:
-                refusal: RateLimitResult | None = again(denial, plan, cost, patience, sent_at)
-                if refusal is not None:
-                    return refusal
+            if at_hand:
+                denial = at_hand.get(prefix + key)
+                if denial is not None:
+                    refusal: RateLimitResult | None = again(denial, plan, cost, patience, sent_at)
+                    if refusal is not None:
+                        return refusal
             lane = self._lane
             # Nobody else is calling, and the line is in order: then it takes no more than this.
-            if real and lane is not None and lane.free.acquire(False):
+            if real and lane is not None and lane.acquire(False):
                 line = lane.ready
                 if line is None or line.reader is None or lane.queue:
                     lane.hand_over()
@@ -90,18 +92,23 @@ class RedisStore(RedisCalls[SyncAsk], Store):
                     raised: BaseException | None = None
                     reply: Any = None
                     try:
-                        reply = line.ask(asking(key, cost, patience))
+                        reply = line.ask(asking(key, cost, patience), sent_at)
                     except BaseException as error:
                         raised = error
                     if reply.__class__ is list and reply[0].__class__ is list:
-                        lane.free.release()
+                        lane.release()
                         if lane.queue:
                             lane.kick()
                         found = reply[0]
                         wait = found[0]
-                        if wait.__class__ is int and (wait == 0 or patience < 0.0):
-                            seen_so = None, float(wait), found[1], float(found[2])
-                            return _result(wait > 0 and cost > 0, seen_so, plan, "server")
+                        if wait == 0 or (patience < 0.0 and wait.__class__ is int):
+                            result = new_result(RateLimitResult)
+                            result.limited = wait != 0 and cost > 0
+                            result._plan = plan
+                            result._seen = found
+                            result._now = None
+                            result._source = "server"
+                            return result
                         call = plan, key, cost, patience
                         return answered(self._reply_of(found, b"", call), call, sent_at, seen)
                     return alone(lane, reply, raised, (plan, key, cost, patience), sent_at)
@@ -112,7 +119,8 @@ class RedisStore(RedisCalls[SyncAsk], Store):
     def _decide(self, call: Call, sent_at: float) -> Answer:
         """The answer to a call that goes the way of all."""
         seen = self._denials.taken_back
-        return self._answered(self.run(*call), call, sent_at, seen)
+        asks = self._sent([self._to_admit(*call)], [call])
+        return self._decided(asks[0], call, sent_at, seen)
 
     def _alone(
         self, lane: SyncLane, reply: Any, raised: BaseException | None, call: Call, sent_at: float
@@ -147,21 +155,28 @@ class RedisStore(RedisCalls[SyncAsk], Store):
 
     def run_many(self, calls: Sequence[Call]) -> list[Any]:
         """Decide several calls in one round trip; an error stands in the place of its call."""
-        asks = self._sent([self._to_admit(*call) for call in calls], calls)
+        asks = self._sent(self._to_admit_all(calls), calls)
         return [self._outcome(ask, call) for ask, call in zip(asks, calls, strict=True)]
 
     def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
         """Answers to several calls that do not wait; an error stands in the place of its call."""
         answers, asked = self._recalled(plan, calls)
         sent_at, seen = self._denials.tick(), self._denials.taken_back
-        return self._filled(answers, asked, self.run_many(asked), sent_at, seen)
+        asks = self._sent(self._to_admit_all(asked), asked)
+        return self._filled(answers, asks, asked, sent_at, seen)
 
     def _sent(self, asks: Sequence[SyncAsk], calls: Sequence[Call] = ()) -> Sequence[SyncAsk]:
         """The same asks, answered. `calls`: what has to be given back in case of an interrupt."""
         waiter = SyncWaiter(asks, self._timeout)
-        road = self._ready()
-        for ask in asks:
-            self._submit(road, ask)
+        lane = self._lane
+        if lane is None or lane.breaker.opened:
+            road = self._ready()
+            for ask in asks:
+                self._submit(road, ask)
+        else:
+            for ask in asks:
+                ask.lane = lane
+            lane.queue.extend(asks)
         self._wait(waiter, calls)
         return asks
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from contextlib import suppress
 from math import ceil
 from threading import Lock, Thread
 from time import monotonic
@@ -54,6 +53,8 @@ class SyncLine(Line):
         parser: Any = getattr(conn, "_parser", None)
         reader = getattr(parser, "_reader", None)
         buffer = getattr(parser, "_buffer", None)
+        self.sent = False
+        self._asked_at = 0.0
         #: hiredis. A connection that is made anew has another, and is another line.
         self.reader: Any = None
         resp3 = str(getattr(conn, "protocol", 2)) == "3"
@@ -70,12 +71,14 @@ class SyncLine(Line):
         sock = getattr(self.conn, "_sock", None)
         return sock if type(sock) is _socket else None
 
-    def ask(self, request: bytes) -> Any:
+    def ask(self, request: bytes, now: float) -> Any:
         """The reply to a request, in as few steps as can be. `sent` tells how far it came."""
         self.sent = False
-        sock = self.sock
-        if self.conn._sock is not sock or self.poll(0):
+        # A connection that was in order a moment ago is not looked at.
+        if now - self._asked_at > 0.001 and self.poll(0):
             raise ConnectionError("the server closed the connection")
+        self._asked_at = now
+        sock = self.sock
         sock.sendall(request)
         self.sent = True
         size = sock.recv_into(self.buffer)
@@ -183,13 +186,25 @@ class SyncAsk(Ask):
         return self.waiter.until
 
     def settle(self, answer: Any) -> None:
-        self.waiter.settle(self, answer)
+        waiter = self.waiter
+        if len(waiter.asks) == 1:  # Nobody else counts down at the same time.
+            if self.answer is UNANSWERED:
+                self.answer = answer
+                waiter.left = 0
+                waiter.rouse()
+            return
+        with waiter.lock:
+            if self.answer is UNANSWERED:
+                self.answer = answer
+                waiter.left -= 1
+                if not waiter.left:
+                    waiter.rouse()
 
 
 class SyncWaiter:
     """A thread that waits for the answers to its asks."""
 
-    __slots__ = ("_lock", "_wake", "asked_at", "asks", "departed", "lead", "left", "until")
+    __slots__ = ("_wake", "asked_at", "asks", "departed", "lead", "left", "lock", "until")
 
     def __init__(self, asks: Sequence[SyncAsk], timeout: float) -> None:
         self.asks = asks
@@ -198,46 +213,45 @@ class SyncWaiter:
         self.until = now + timeout
         for ask in asks:
             ask.waiter = self
-        self._lock = Lock()
+        self.lock = Lock()
         self._wake = wake = Lock()
         wake.acquire()
         self.departed = False
         #: Lanes that were handed over to it. It may not leave before it has seen to them.
         self.lead: list[SyncLane] = []
 
-    def settle(self, ask: Ask, answer: Any) -> None:
-        """An answer to one of its asks has come."""
-        with self._lock:
-            if ask.answer is UNANSWERED:
-                ask.answer = answer
-                self.left -= 1
-                if not self.left:
-                    self._rouse()
-
     def takes_over(self, lane: SyncLane) -> bool:
         """Hand it a lane, if it is still there to take it."""
-        with self._lock:
+        with self.lock:
             if self.departed or monotonic() >= self.until:
                 return False
             self.lead.append(lane)
-            self._rouse()
+            self.rouse()
             return True
 
-    def _rouse(self) -> None:
-        with suppress(RuntimeError):  # awake already
+    def rouse(self) -> None:
+        try:  # noqa: SIM105 - suppress() costs as much as the rest
             self._wake.release()
+        except RuntimeError:
+            pass  # awake already
 
     def wait(self) -> None:
         """Until everything is answered or the time is up; carries others meanwhile, if asked to."""
-        for lane in {ask.lane for ask in self.asks if ask.answer is UNANSWERED}:
-            if lane.free.acquire(False):
-                self.lead.append(lane)
+        asks = self.asks
+        if len(asks) == 1:
+            ask = asks[0]
+            if ask.answer is UNANSWERED and ask.lane.acquire(False):
+                self.lead.append(ask.lane)
+        else:
+            for lane in {ask.lane for ask in asks if ask.answer is UNANSWERED}:
+                if lane.acquire(False):
+                    self.lead.append(lane)
         while True:
             while self.lead:
                 self._carry()
             left = self.until - monotonic()
             if not self.left or left <= 0:
-                with self._lock:
+                with self.lock:
                     if not self.lead:
                         self.departed = True
                         break
@@ -247,25 +261,25 @@ class SyncWaiter:
             self._give_up()
 
     def _carry(self) -> None:
-        with self._lock:
+        with self.lock:
             lanes, self.lead = self.lead, []
-        if len(lanes) > 1:  # Several nodes can work at the same time.
-            lanes = [lane for lane in lanes if lane.set_off()]
-        while lanes:
-            try:
+        try:
+            if len(lanes) > 1:  # Several nodes can work at the same time.
+                lanes[:] = [lane for lane in lanes if lane.set_off()]
+            while lanes:
                 lanes.pop().carry(self)
-            except BaseException:
-                for lane in lanes:
-                    lane.hand_over()
-                raise
+        except BaseException:
+            for lane in lanes:
+                lane.hand_over()
+            raise
 
     def interrupted(self) -> None:
         """Send no more, and wait a little for what is under way."""
-        with self._lock:
+        with self.lock:
             self.departed = False
         for ask in self.asks:
             if ask.answer is UNANSWERED and _unqueued(ask):
-                self.settle(ask, None)
+                ask.settle(None)
         self.until = monotonic() + GRACE
         self.wait()
 
@@ -281,6 +295,8 @@ class SyncLane(Lane):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.free = new_lock()
+        self.acquire = self.free.acquire
+        self.release = self.free.release
         self._spent: list[Line] = []
 
     def set_off(self) -> bool:
@@ -324,6 +340,8 @@ class SyncLane(Lane):
     def _rides(self, waiter: SyncWaiter) -> bool:
         if not waiter.left:
             return False
+        if len(waiter.asks) == 1:
+            return waiter.asks[0].lane is self
         return any(ask.lane is self and ask.answer is UNANSWERED for ask in waiter.asks)
 
     def _depart(self) -> bool:

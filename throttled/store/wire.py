@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from hmac import digest
 from math import inf
@@ -26,9 +26,8 @@ ASKING = b"*1\r\n" + bulk(b"ASKING")
 #: EVALSHA, sha, how many keys, the key, now, and the seven arguments of a group.
 _SINGLE = b"*12\r\n" + _EVALSHA + bulk(b"1")
 SERVER_TIME = bulk(b"")
-_HEAD = _SINGLE.decode() + "$"
-#: More costs and patiences than this of one plan, and their bytes are put together anew.
-_GROUPS = 1024
+#: More keys than this of one plan, or more costs, and their bytes are put together anew.
+_KEPT = 1024
 
 
 def with_source(request: bytes) -> bytes:
@@ -38,22 +37,14 @@ def with_source(request: bytes) -> bytes:
 
 def one(key: bytes, group: bytes, now: bytes = SERVER_TIME) -> bytes:
     """The request for one group."""
-    return b"%b$%d\r\n%b\r\n%b%b" % (_SINGLE, len(key), key, now, group)
+    return b"%b%b%b%b" % (_SINGLE, key, now, group)
 
 
-def many(groups: list[tuple[bytes, bytes]], now: bytes = SERVER_TIME) -> bytes:
-    """The request for any number of (key, group)."""
-    count = len(groups)
-    return b"".join(
-        (
-            b"*%d\r\n" % (4 + 8 * count),
-            _EVALSHA,
-            bulk(b"%d" % count),
-            *(bulk(key) for key, _ in groups),
-            now,
-            *(group for _, group in groups),
-        )
-    )
+def many(keys: Sequence[bytes], groups: Sequence[bytes], now: bytes = SERVER_TIME) -> bytes:
+    """The request for any number of groups and their keys."""
+    count = len(keys)
+    head = b"*%d\r\n" % (4 + 8 * count) + _EVALSHA + bulk(b"%d" % count)
+    return b"".join((head, *keys, now, *groups))
 
 
 def whole(value: float) -> bytes:
@@ -92,10 +83,9 @@ class Wording:
         "_admit",
         "_digest",
         "_groups",
-        "_length",
-        "_middle",
+        "_heads",
+        "_names",
         "_prefix",
-        "_start",
         "_undo",
         "to_reset",
     )
@@ -111,33 +101,41 @@ class Wording:
         #: The group that forgets a key.
         self.to_reset = reset + bulk(b"") + bulk(b"")
         self._groups: dict[tuple[int, float], bytes] = {}
-        # The same as text, for `asking`.
-        self._length = len(self._prefix) + 1
-        self._start = "\r\n" + self._prefix.decode("utf-8", "surrogatepass")
-        self._middle = "}\r\n" + SERVER_TIME.decode()
+        self._names: dict[str, bytes] = {}
+        self._heads: dict[str, bytes] = {}
 
-    def key(self, key: str) -> bytes:
-        """The key in Redis. The caller's part is the hash tag, so that its rules share a slot."""
-        if self._digest is not None:
-            key = self._digest(key)
-        elif "%" in key or "{" in key or "}" in key:
-            key = escaped(key)
-        return self._prefix + key.encode("utf-8", "surrogatepass") + b"}"
+    def bulk(self, key: str) -> bytes:
+        """The key in Redis, as Redis reads it.
+
+        The caller's part is the hash tag, so that several rules of it share a slot.
+        """
+        name = self._names.get(key)
+        if name is None:
+            if len(self._names) >= _KEPT:
+                self._names = {}
+            text = escaped(key) if self._digest is None else self._digest(key)
+            name = bulk(self._prefix + text.encode("utf-8", "surrogatepass") + b"}")
+            self._names[key] = name
+        return name
 
     def asking(self, key: str, cost: int, patience: float) -> bytes:
         """The whole request to admit one call by the server's time, in as few steps as can be."""
-        group = self._groups.get((cost, patience)) or self.to_admit(cost, patience)
-        if self._digest is not None or not key.isascii() or "%" in key or "{" in key or "}" in key:
-            return one(self.key(key), group)
-        head = f"{_HEAD}{self._length + len(key)}{self._start}{key}{self._middle}"
-        return head.encode("utf-8", "surrogatepass") + group
+        head = self._heads.get(key) or self._head(key)
+        return head + (self._groups.get((cost, patience)) or self.to_admit(cost, patience))
+
+    def _head(self, key: str) -> bytes:
+        """All of a request before its group; kept, for keys come again."""
+        if len(self._heads) >= _KEPT:
+            self._heads = {}
+        head = self._heads[key] = one(self.bulk(key), b"")
+        return head
 
     def to_admit(self, cost: int, patience: float) -> bytes:
         """The group that asks for a cost; kept, for most calls are like others before them."""
         group = self._groups.get((cost, patience))
         if group is None:
             group = self._admit + bulk(whole(cost)) + bulk(whole(patience))
-            if len(self._groups) >= _GROUPS:
+            if len(self._groups) >= _KEPT:
                 self._groups = {}
             self._groups[cost, patience] = group
         return group
