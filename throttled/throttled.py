@@ -72,6 +72,11 @@ def checked_calls(calls: object) -> list[tuple[str, int]]:
         )
     checked: list[tuple[str, int]] = []
     for place, call in enumerate(calls):
+        if type(call) is tuple and len(call) == 2:
+            key, cost = call
+            if type(key) is str and key and type(cost) is int and 0 < cost <= MAX_LIMIT:
+                checked.append(call)
+                continue
         pair = (call, 1) if isinstance(call, str) else call
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DataError(
@@ -86,6 +91,8 @@ def checked_calls(calls: object) -> list[tuple[str, int]]:
 
 def results_of(outcomes: Sequence[Outcome]) -> list[RateLimitResult]:
     """Outcomes without an error; else the first error is raised, with all of them."""
+    if set(map(type, outcomes)) == {RateLimitResult}:
+        return cast("list[RateLimitResult]", outcomes)
     for outcome in outcomes:
         if isinstance(outcome, BaseThrottledError):
             outcome.outcomes = cast("Any", tuple(outcomes))

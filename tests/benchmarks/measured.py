@@ -122,10 +122,14 @@ class Measured:
         *,
         ours: Batch,
         base: Batch,
-        ceiling: float | None,
+        ceiling: float | None = None,
+        floor: float | None = None,
         rounds: int = 20,
     ) -> None:
-        """Record how many times as long as `base` a call of `ours` takes, and hold it below."""
+        """Record how many times as long as `base` a call of `ours` takes, and hold it below
+        `ceiling`; with `floor`, how many of ours are done in the time of one of `base`."""
+        if floor:
+            ceiling = 1 / floor
         best: tuple[float, float, float] | None = None
         for attempt in range(ATTEMPTS):
             pairs = _alternate(ours, base, rounds, None if attempt else benchmark)
@@ -138,9 +142,23 @@ class Measured:
         ratio, own, other = best
         benchmark.group = f"{table}: {column}"
         benchmark.extra_info.update(ratio=ratio, ceiling=ceiling, ours=own, base=other)
-        self.tables.setdefault(table, Table()).bases.setdefault(column, []).append(other)
+        if floor is None:
+            self.tables.setdefault(table, Table()).bases.setdefault(column, []).append(other)
         note = f"{_duration(own)} to {_duration(other)}"
-        self.hold(table, row, column, ratio, ceiling, note)
+        if floor is not None:
+            self.reach(table, row, column, 1 / ratio, floor, note)
+        else:
+            self.hold(table, row, column, ratio, ceiling, note)
+
+    def reach(
+        self, table: str, row: str, column: str, value: float, floor: float, note: str
+    ) -> None:
+        """Record a number, and hold it above the floor; a floor of 0 holds nothing."""
+        cell = f"{value:.2f}" if value < 10 else f"{value:.0f}"
+        if floor:
+            cell += f" {'≥' if value >= floor else '<'} {floor:g}"
+        self.tables.setdefault(table, Table()).cells.setdefault(row, {})[column] = cell
+        assert value >= floor, f"{table}, {row}, {column}: {cell} {note}"
 
     def hold(
         self,

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from contextlib import ExitStack, contextmanager
-from itertools import repeat
-from time import perf_counter
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 
-from tests.benchmarks.measured import ALGORITHMS, Measured, calls_of, plenty, threads_of
+from tests.benchmarks.measured import ALGORITHMS, Measured, calls_of, plenty
 from throttled import RedisStore, Throttled
-from throttled import asyncio as throttled_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.server
 
 CALLS = 50
-SHARE = 250
-THREADS = 16
 #: What RedisStore sets unless told otherwise. redis-py left to its own choice is 1 to 2 % slower.
 SETTINGS: dict[str, Any] = {"protocol": 2, "socket_timeout": 5, "socket_connect_timeout": 5}
 
@@ -37,6 +31,15 @@ def name_of(server: Server) -> str:
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
     return f"Redis {info['redis_version']}"
+
+
+def at(place: str, server: Server) -> AbstractContextManager[None]:
+    """Bound to one core, or where the scheduler likes."""
+    if place != "one core":
+        return nullcontext()
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("processes cannot be bound to a core here")
+    return on_one_core(server)
 
 
 @contextmanager
@@ -61,13 +64,10 @@ def on_one_core(server: Server) -> Iterator[None]:
 def test_one_connection(
     benchmark: Any, measured: Measured, server: Server, algorithm: str, outcome: str, place: str
 ) -> None:
-    with ExitStack() as stack:
-        if place == "one core":
-            if not hasattr(os, "sched_setaffinity"):
-                pytest.skip("processes cannot be bound to a core here")
-            stack.enter_context(on_one_core(server))
+    with at(place, server), ExitStack() as stack:
         client = stack.enter_context(redis.Redis.from_url(server.url, **SETTINGS))
-        store = stack.enter_context(RedisStore(server=server.url))
+        # Every refusal is the server's own.
+        store = stack.enter_context(RedisStore(server.url, {"LOCAL_DENY_SECONDS": 0}))
         quota = plenty(algorithm) if outcome == "allowed" else "1/h"
         throttle = Throttled(using=algorithm, quota=quota, store=store)
         client.flushdb()
@@ -83,54 +83,3 @@ def test_one_connection(
             rounds=150,
         )
         assert throttle.limit("key").limited == (outcome == "refused")
-
-
-@pytest.mark.parametrize("algorithm", ["token_bucket"])
-def test_sixteen_threads(
-    benchmark: Any, measured: Measured, server: Server, algorithm: str
-) -> None:
-    """For information: how much the threads of a process get done together."""
-    with (
-        redis.Redis.from_url(server.url, **SETTINGS) as client,
-        RedisStore(server=server.url) as store,
-    ):
-        throttle = Throttled(using=algorithm, quota=plenty(algorithm), store=store)
-
-        measured.compare(
-            benchmark,
-            f"Decisions on {name_of(server)}, to INCRBY",
-            algorithm,
-            f"{THREADS} threads",
-            ours=threads_of(throttle.limit, THREADS, SHARE),
-            base=threads_of(client.incrby, THREADS, SHARE),
-            ceiling=None,
-            rounds=5,
-        )
-
-
-@pytest.mark.parametrize("algorithm", ["token_bucket"])
-def test_the_async_call(benchmark: Any, measured: Measured, server: Server, algorithm: str) -> None:
-    """For information: one task after the other, to INCRBY of `redis.asyncio`."""
-    client: Any = redis.asyncio.Redis.from_url(server.url, **SETTINGS)
-    store = throttled_asyncio.RedisStore(server=server.url)
-    throttle = throttled_asyncio.Throttled(using=algorithm, quota=plenty(algorithm), store=store)
-
-    async def calls(call: Any) -> float:
-        start = perf_counter()
-        for _ in repeat(None, CALLS):
-            await call("key")
-        return (perf_counter() - start) / CALLS
-
-    with asyncio.Runner() as runner:
-        measured.compare(
-            benchmark,
-            f"Decisions on {name_of(server)}, to INCRBY",
-            algorithm,
-            "async, to async",
-            ours=lambda: runner.run(calls(throttle.limit)),
-            base=lambda: runner.run(calls(client.incrby)),
-            ceiling=None,
-            rounds=60,
-        )
-        runner.run(store.close())
-        runner.run(client.aclose())

@@ -105,7 +105,7 @@ class Ticket:
         self.gone = False  # given up, but others stand behind: see Waiting
 
     def __repr__(self) -> str:
-        return f"Ticket(key={self.key!r}, cost={self.cost}, wait={self.wait / 1e6:g})"
+        return f"Ticket(cost={self.cost}, wait={self.wait / 1e6:g})"  # keys may be secret
 
 
 def answer_of(reply: Reply, plan: Plan, cost: int, patience: float, source: Source) -> Answer:

@@ -27,12 +27,13 @@ UNKNOWN: Final = "UNKNOWN"
 class Failure:
     """What went wrong with one request."""
 
-    __slots__ = ("code", "error", "text")
+    __slots__ = ("code", "error", "lost", "text")
 
     def __init__(self, error: BaseException, sent: bool) -> None:
         from redis import exceptions
 
         self.error = error
+        self.lost = False  # in a cluster that keeps sending the call on
         # Sentinel's errors go on with the whole client; a timeout kept by the kernel has no words.
         text = str(error).partition(" : <")[0]
         self.text = "timed out" if isinstance(error, BlockingIOError) else text or repr(error)
@@ -58,8 +59,12 @@ class Failure:
 
     def as_error(self, where: str) -> BaseThrottledError:
         """What the caller gets to see."""
-        if self.code in (MOVED, ASK):
-            error: BaseThrottledError = SetUpError(
+        if self.lost:
+            error: BaseThrottledError = StoreUnavailableError(
+                f"The cluster kept sending the call on, at last from {where}: {self.text}"
+            )
+        elif self.code in (MOVED, ASK):
+            error = SetUpError(
                 f"Redis at {where} belongs to a cluster: give the URL as redis+cluster://host:port."
             )
         elif self.code == UNKNOWN:

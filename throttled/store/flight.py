@@ -1,9 +1,9 @@
 """How calls share a round trip: asks, parts, lanes. The I/O is in `threads.py` and `loops.py`.
 
 A call puts its `Ask` into the queue of a `Lane`, of which there is one to each server. The lane has
-one connection, and one *flight* under way on it at most: whatever has gathered in the queue leaves
-as one write, and the asks of the next gather while the replies come in. Nothing waits for company:
-a queue that finds the connection free leaves at once, if only with a single ask.
+one connection, and while a *flight* is under way on it the asks of the next gather, to leave as one
+write when it has landed. Nothing waits for company: a queue that finds the connection free leaves
+at once, if only with a single ask.
 
 A flight consists of parts, a part being one run of the script: at most `BATCH` asks of one slot
 and of one clock. Replies come in the order of the parts. What a reply or an error means for the
@@ -273,8 +273,10 @@ class Lane:
             pass
         else:
             self.spoil()
-            if code not in (MOVED, ASK):
-                self._count(asks[0].asked_at, failure.text)
+            if code in (MOVED, ASK):
+                failure.lost = asks[0].hops > 0
+            else:
+                self._count(asks[-1].asked_at, failure.text)
                 self.road.failed()
             for ask in asks:
                 ask.settle(failure.as_error(self.where))

@@ -177,6 +177,8 @@ class Policy:
                 answers: Sequence[Any] = yield level.store.decide_many(level.plan, asked)
             except FAILURES as error:
                 answers = [error] * len(asked)
+            if level is self._levels[0] and set(map(type, answers)) == {RateLimitResult}:
+                return list(answers)
             for place, answer in zip(places, answers, strict=True):
                 outcomes[place] = answer if level is self._levels[0] else _stood_in(answer)
             places = [place for place in places if isinstance(outcomes[place], FAILURES)]

@@ -107,8 +107,8 @@ class SyncLine(Line):
             return self._receive(until)
         reply = reader.gets(False)
         while not _whole(reply):
-            left = until - monotonic()
-            if left <= 0 or not self.poll(ceil(left * 1e3)):
+            # Also when it is late: the reply may be there, and we were held up.
+            if not self.poll(max(ceil((until - monotonic()) * 1e3), 0)):
                 raise Late
             size = self.sock.recv_into(self.buffer)
             if not size:
@@ -118,8 +118,7 @@ class SyncLine(Line):
         return reply
 
     def _receive(self, until: float) -> Any:
-        left = until - monotonic()
-        if left <= 0 or not self.conn.can_read(timeout=left):
+        if not self.conn.can_read(timeout=max(until - monotonic(), 0)):
             raise Late
         try:
             return self.conn.read_response(disable_decoding=True, disconnect_on_error=False)
@@ -311,10 +310,12 @@ class SyncLane(Lane):
         """Work on the lane, with `free` held, until the waiter has what it came for."""
         sending = False
         try:
-            while self._rides(waiter) and monotonic() < waiter.until:
+            while self._rides(waiter):
                 if self.air:
                     self._receive(waiter.until)
                     continue
+                if monotonic() >= waiter.until:
+                    break
                 sending = True
                 if not self._depart():
                     return  # It was passed on to the thread that connects.
