@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import acl
 from tests.contract import Kind, Rig
 from tests.servers import Server, binaries, server, valkey
 
@@ -30,13 +31,17 @@ settings.load_profile("tests")
 
 @pytest.fixture(scope="session")
 def server_named() -> Iterator[Callable[[str], Server]]:
-    """A server by the name of its binary, started when first asked for."""
+    """A server by the name of its binary, started when first asked for.
+
+    It knows the user of the documents; who connects without a name may do anything.
+    """
     started: dict[str, Server] = {}
     with ExitStack() as stack:
 
         def get(name: str) -> Server:
             if name not in started:
                 started[name] = stack.enter_context(Server(binaries()[name]))
+                acl.SERVER.enter(started[name])
             return started[name]
 
         yield get
@@ -44,13 +49,17 @@ def server_named() -> Iterator[Callable[[str], Server]]:
 
 @pytest.fixture
 def make_rig(server_named: Callable[[str], Server]) -> Iterator[Callable[..., Rig]]:
-    """Makes rigs, and closes them after the test."""
+    """Makes rigs, and closes them after the test.
+
+    On a real server their stores have the rights that the documents grant, and no others.
+    """
     with ExitStack() as stack:
 
         def make(kind: Kind, algorithm: str = "token_bucket") -> Rig:
             if kind.real:
                 server = server_named(kind.where)
-                rig = Rig(kind, algorithm, server.url, stack.enter_context(server.client()))
+                raw = stack.enter_context(server.client())
+                rig = Rig(kind, algorithm, acl.SERVER.url(server.url), raw)
             else:
                 rig = Rig(kind, algorithm)
             stack.callback(rig.close)

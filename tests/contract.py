@@ -71,8 +71,9 @@ class Rig:
         self.kind = kind
         self.algorithm = algorithm
         self.clock = FakeClock(1_700_000_000.123457)
-        #: No two rigs share a key, whatever server they share.
-        self.prefix = f"rig{next(_numbers)}"
+        #: No two rigs share a key, whatever server they share. The user of the documents may touch
+        #: keys that begin like this.
+        self.prefix = f"throttled:rig{next(_numbers)}"
         self._runner = asyncio.Runner() if kind.asynchronous else None
         #: A plain client to look at a server with.
         self.raw = raw

@@ -1,6 +1,6 @@
 """Where counts live: `MemoryStore` in one process, `RedisStore` across many."""
 
-from throttled.store.base import AsyncStore, Store
+from throttled.store.base import AsyncStore, Health, Store
 from throttled.store.connection import (
     ClusterConnectionFactory,
     ConnectionFactory,
@@ -13,6 +13,7 @@ __all__ = [
     "AsyncStore",
     "ClusterConnectionFactory",
     "ConnectionFactory",
+    "Health",
     "MemoryStore",
     "RedisStore",
     "SentinelConnectionFactory",

@@ -58,15 +58,16 @@ CALM: dict[str, Any] = {"DECISION_TIMEOUT": 0.25, "LOCAL_DENY_SECONDS": 1.0, "LO
 class Link:
     """The way to a server or a cluster, and the client to be closed with it, if it is ours."""
 
-    def __init__(self, road: Road, client: Any) -> None:
+    def __init__(self, road: Road, client: Any = None, own: bool = True) -> None:
         self.road = road
         self._client = client
+        self._own = own
 
     def close(self) -> Flow[None]:
         for lane in self.road.lanes():
             yield from lane.close()
         own = self._client if self._client is not None else getattr(self.road, "client", None)
-        if own is None:
+        if own is None or not self._own:
             return
         pool = getattr(own, "connection_pool", None)
         sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
@@ -170,10 +171,10 @@ class RedisCalls(Generic[AskT]):
 
         def make() -> Link:
             if factory is None:
-                return Link(self._road_over(self._client), None)
+                return Link(self._road_over(self._client), own=False)
             connect = partial(factory.connect, self._server)
             if factory.cluster:
-                return Link(self._road_over(None, connect), None)
+                return Link(self._road_over(None, connect))
             client = connect()
             return Link(self._road_over(client), client)
 

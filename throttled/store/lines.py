@@ -22,9 +22,11 @@ class Line:
     #: The pool's own look at an idle connection may miss that the server has closed it.
     doubtful: ClassVar[bool] = False
 
-    def __init__(self, conn: Any, timeout: float) -> None:
+    def __init__(self, conn: Any, timeout: float, hold: bool) -> None:
         self.conn = conn
         self.timeout = timeout
+        #: Whether it stays with us. If not, it goes back as it came.
+        self.hold = hold
         #: The socket, where it is plain: of one that speaks TLS, readable says nothing.
         self.sock: Any = self.socket()
         self.poll: Any = None
@@ -62,7 +64,7 @@ class Source:
     def take(self, timeout: float) -> Flow[Line]:
         """A line that is fit for a request."""
         conn = yield self.pool.get_connection()
-        line = self.line(conn, timeout)
+        line = self.line(conn, timeout, self.hold)
         if line.doubtful and not line.quiet():
             line = yield from self._again(line)
         return line
@@ -76,7 +78,7 @@ class Source:
         except BaseException:
             yield from self.give(line, spoilt=True)
             raise
-        return self.line(conn, line.timeout)
+        return self.line(conn, line.timeout, self.hold)
 
     def give(self, line: Line, spoilt: bool) -> Flow[None]:
         """Take a line back."""
@@ -96,7 +98,7 @@ class NodeSource(Source):
             except BaseException:
                 self._release(conn)
                 raise
-        line = self.line(conn, timeout)
+        line = self.line(conn, timeout, self.hold)
         if not line.quiet():
             line = yield from self._again(line)
         return line

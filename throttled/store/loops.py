@@ -100,8 +100,8 @@ class AsyncLine(Line):
 
     doubtful = True  # It knows what the loop has read so far.
 
-    def __init__(self, conn: Any, timeout: float) -> None:
-        super().__init__(conn, timeout)
+    def __init__(self, conn: Any, timeout: float, hold: bool) -> None:
+        super().__init__(conn, timeout, hold)
         #: Where replies go, and the end of the connection.
         self.heard: Callable[[Any], None] = _unheard
         self.failed: Callable[[BaseException], None] = _unheard
@@ -113,7 +113,8 @@ class AsyncLine(Line):
         self.reader: Any = None
         self._before: Any = None
         if (
-            isinstance(self.writer, asyncio.StreamWriter)
+            hold
+            and isinstance(self.writer, asyncio.StreamWriter)
             and hasattr(reader, "gets")
             and not (busy or resp3 or self.writer.is_closing() or conn._reader._buffer)
         ):

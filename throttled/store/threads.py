@@ -48,8 +48,8 @@ class SyncLine(Line):
     socket a plain one, both are used directly.
     """
 
-    def __init__(self, conn: Any, timeout: float) -> None:
-        super().__init__(conn, timeout)
+    def __init__(self, conn: Any, timeout: float, hold: bool) -> None:
+        super().__init__(conn, timeout, hold)
         parser: Any = getattr(conn, "_parser", None)
         reader = getattr(parser, "_reader", None)
         buffer = getattr(parser, "_buffer", None)
@@ -57,12 +57,13 @@ class SyncLine(Line):
         self._asked_at = 0.0
         #: hiredis. A connection that is made anew has another, and is another line.
         self.reader: Any = None
+        if not hold:
+            return
         resp3 = str(getattr(conn, "protocol", 2)) == "3"
         busy = getattr(conn, "health_check_interval", 0)
         if self.poll is not None and not resp3 and not busy and hasattr(reader, "gets"):
             self.reader = reader
             self.buffer: Any = buffer if isinstance(buffer, bytearray) else bytearray(65536)
-        if self.poll is not None:
             _leave_timeout_to_the_kernel(self.sock, timeout)
         elif hasattr(getattr(conn, "_sock", None), "settimeout"):
             conn._sock.settimeout(timeout)
