@@ -141,7 +141,7 @@ class Lane:
         """The next flight of so many asks, as one request; empty if nobody wants to go."""
         parts: list[Part] = []
         for part in self.again:
-            part.asks = [ask for ask in part.asks if not ask.gone]
+            part.asks = [ask for ask in part.asks if ask.answer is UNANSWERED and not ask.gone]
             if part.asks:
                 parts.append(part)
         self.again = []
@@ -149,7 +149,7 @@ class Lane:
         filling: dict[Any, Part] = {}
         while queue and room > 0:
             ask = queue.popleft()
-            if ask.gone:
+            if ask.gone or ask.answer is not UNANSWERED:
                 continue
             room -= 1
             kind = (ask.slot, ask.now)
@@ -217,14 +217,15 @@ class Lane:
 
     def late(self, ask: Ask, sent: bool) -> None:
         """The time of an ask has run out."""
+        within = f"within {self.timeout:g} s"
         if sent:
-            failure = f"Redis at {self.where} did not answer within {self.timeout:g} s"
-            text = f"{failure}; the call may have been counted and was not sent again."
+            text = (
+                f"did not answer {within}; the call may have been counted and was not sent again."
+            )
         else:
-            failure = f"Redis at {self.where} could not be asked within {self.timeout:g} s"
-            text = f"{failure}; the call was not sent."
-        self._count(ask.asked_at, failure)
-        ask.settle(StoreUnavailableError(text))
+            text = f"could not be asked {within}; the call was not sent."
+        self._count(ask.asked_at, f"{'no answer' if sent else 'not asked'} {within}")
+        ask.settle(StoreUnavailableError(f"Redis at {self.where} {text}"))
 
     def abandon(self, parts: deque[Part] | list[Part], sent: bool) -> None:
         """Give up on parts that nobody has the time to wait for."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -377,29 +376,21 @@ class AsyncLane(Lane):
         """The time of the eldest may have run out. One alarm serves all who come after it."""
         now = monotonic()
         self._alarm = None
-        eldest = inf
-        for ask in list(self.waiting()):
-            if ask.answer is not UNANSWERED:
-                continue
-            if ask.until > now:
-                eldest = min(eldest, ask.until)
-                continue
-            try:
-                self.queue.remove(ask)
-            except ValueError:
-                self.late(ask, any(ask in part.asks for part in self.air))
-            else:
+        for parts, sent in ((self.air, True), (self.again, False)):
+            for part in parts:
+                for ask in part.asks:
+                    if ask.answer is UNANSWERED and ask.until <= now:
+                        self.late(ask, sent)
+        queue = self.queue
+        while queue and (queue[0].answer is not UNANSWERED or queue[0].until <= now):
+            ask = queue.popleft()
+            if ask.answer is UNANSWERED:
                 self.late(ask, False)
-        if eldest < inf:
-            self._alarm = self._loop.call_later(eldest - now, self._ring)
-        if self.air and all(ask.answer is not UNANSWERED for ask in self.waiting()):
-            self.air.clear()
-            self._drop()
-            self._go_on()
-        elif self.air and all(
-            ask.answer is not UNANSWERED for part in self.air for ask in part.asks
-        ):
-            # Nobody waits for these any more, and others wait for the connection.
+        waiting = [ask.until for ask in self.waiting() if ask.answer is UNANSWERED]
+        if waiting:
+            self._alarm = self._loop.call_later(min(waiting) - now, self._ring)
+        if self.air and all(ask.answer is not UNANSWERED for part in self.air for ask in part.asks):
+            # Replies that nobody waits for any more, and others may wait for the connection.
             self.air.clear()
             self._drop()
             self._go_on()

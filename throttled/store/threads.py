@@ -286,7 +286,11 @@ class SyncWaiter:
     def _give_up(self) -> None:
         for ask in self.asks:
             if ask.answer is UNANSWERED:
-                ask.lane.late(ask, not _unqueued(ask) and ask.lane.sent(ask))
+                lane: SyncLane = ask.lane
+                sent = not _unqueued(ask) and lane.sent(ask)
+                lane.late(ask, sent)
+                if not sent:
+                    lane.suspect()
 
 
 class SyncLane(Lane):
@@ -298,6 +302,9 @@ class SyncLane(Lane):
         self.acquire = self.free.acquire
         self.release = self.free.release
         self._spent: list[Line] = []
+        self._connecting = False
+        self._turns = 0  # how often it was handed over
+        self._stuck: tuple[int, float] = (-1, 0.0)
 
     def set_off(self) -> bool:
         """Send what there is, with `free` held; False if that was passed on."""
@@ -355,7 +362,11 @@ class SyncLane(Lane):
             self._drop()
             line = None
         if line is None:
-            Thread(target=self._connect, name="throttled-connect", daemon=True).start()
+            self._connecting = True
+            try:
+                Thread(target=self._connect, name="throttled-connect", daemon=True).start()
+            except RuntimeError:  # There are to be no more threads, as at the end of a process.
+                self._connect()
             return False
         request = self.load(8 * BATCH)
         if request:
@@ -387,7 +398,7 @@ class SyncLane(Lane):
             self.unreachable(error, began)
             raise
         finally:
-            self.spoilt = False
+            self.spoilt = self._connecting = False
             self.hand_over()
 
     def _reopened(self) -> Flow[None]:
@@ -402,6 +413,7 @@ class SyncLane(Lane):
 
     def hand_over(self) -> None:
         """Pass the lane on to the next who waits, or leave it free."""
+        self._turns += 1
         while True:
             ask: Any
             for ask in self.waiting():
@@ -425,6 +437,22 @@ class SyncLane(Lane):
                     break
             if not self.queue or not self.free.acquire(False):
                 return
+
+    def suspect(self) -> None:
+        """A caller's time has run out in the queue. See that somebody works on the lane.
+
+        An interrupt may have hit a thread between two steps, with the lane in hand. Whoever holds
+        it without connecting and without a flight under way is done within its own time.
+        """
+        now = monotonic()
+        if not self.free.locked() or self.air or self._connecting:
+            self._stuck = (-1, 0.0)
+        elif self._stuck[0] != self._turns:
+            self._stuck = (self._turns, now)
+        elif now - self._stuck[1] > self.timeout + GRACE:
+            self._stuck = (-1, 0.0)
+            self.spoil()
+            self.hand_over()
 
     def kick(self) -> None:
         """See that somebody works on the lane, now that asks were put in line from elsewhere."""
