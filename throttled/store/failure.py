@@ -16,7 +16,9 @@ MOVED: Final = "MOVED"
 ASK: Final = "ASK"
 #: Several keys of a slot that is on its way. It did not run.
 TRYAGAIN: Final = "TRYAGAIN"
-#: The server answered that it will not (LOADING, BUSY, CLUSTERDOWN, NOPERM …). It did not run.
+#: The user may not do that, or not with one of the keys. It did not run.
+NOPERM: Final = "NOPERM"
+#: The server answered that it will not (LOADING, BUSY, CLUSTERDOWN …). It did not run.
 REFUSED: Final = "REFUSED"
 #: There was no connection, or the request could not be written out in full. It did not run.
 UNSENT: Final = "UNSENT"
@@ -51,6 +53,8 @@ class Failure:
             self.code = ASK
         elif isinstance(error, exceptions.TryAgainError) or text.startswith("TRYAGAIN"):
             self.code = TRYAGAIN
+        elif isinstance(error, exceptions.NoPermissionError) or text.startswith("NOPERM"):
+            self.code = NOPERM
         elif isinstance(
             error,
             exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError,

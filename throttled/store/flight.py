@@ -28,6 +28,7 @@ from throttled.store.breaker import Breaker
 from throttled.store.failure import (
     ASK,
     MOVED,
+    NOPERM,
     NOSCRIPT,
     READONLY,
     TRYAGAIN,
@@ -181,6 +182,14 @@ class Lane:
             part.skips -= 1
             return
         self.air.popleft()
+        try:
+            self._read(part, reply)
+        except BaseException as error:  # An interrupt, or a fault of ours: nobody is left waiting.
+            for ask in part.asks:
+                ask.settle(Failure(error, True).as_error(self.where))
+            raise
+
+    def _read(self, part: Part, reply: Any) -> None:
         if is_list(reply) and len(reply) == len(part.asks) and not read_only(reply):
             if self.ready is None and not self.spoilt:
                 self.breaker.worked()
@@ -267,11 +276,15 @@ class Lane:
             self.spoil()
             self.road.failed()
             self.again.append(part)
-        elif code == TRYAGAIN and len(asks) > 1:
-            # One key at a time is never told so.
+        elif code in (TRYAGAIN, NOPERM) and len(asks) > 1:
+            # One key at a time is never told the first, and the second only if it is that key's.
             self.again.extend(Part([ask]) for ask in asks)
         elif code in (MOVED, ASK) and self.road.redirected(self, asks, failure):
             pass
+        elif code == NOPERM:
+            # The server is well, and so is the connection: other keys may be open to this user.
+            self.breaker.worked()
+            asks[0].settle(failure.as_error(self.where))
         else:
             self.spoil()
             if code in (MOVED, ASK):
