@@ -276,6 +276,7 @@ class RedisCalls(Generic[AskT]):
         if len(found) == 3:
             wait, remaining, reset_after = found
             return None, float(wait), float(remaining), float(reset_after)
+        self._denials.outdated(plan, key)
         wait, remaining, reset_after, slot, before, written = found
         ticket = Ticket(plan, key, cost, float(wait), float(slot), before, written, self)
         self._waiting.add(ticket)
@@ -292,6 +293,8 @@ class RedisCalls(Generic[AskT]):
         """What the answer to a call comes to; a refusal is remembered."""
         found = ask.answer
         if found.__class__ is list and found[0] == 0:  # admitted at once, as most are
+            if self._denials.at_hand:
+                self._denials.outdated(call[0], call[1])
             result = _new(RateLimitResult)
             result.limited = False
             result._plan = call[0]

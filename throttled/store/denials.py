@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from cachetools import FIFOCache
@@ -14,21 +15,26 @@ if TYPE_CHECKING:
 
     from throttled.algorithms.plan import Plan
 
-#: So many refused keys are remembered.
+#: So many refused keys are remembered …
 MAX_DENIALS = 16_384
+#: … and so many costs of a key, where one does not follow from another.
+MAX_COSTS = 32
 
-#: plan, cost, when it was sent, how long it holds from then in µs, when the answer came, and the
-#: answer: wait, remaining, reset_after.
-Denial = tuple[Any, int, float, float, float, float, float, float]
+#: plan, cost, when it was sent, how long it holds from then in µs, when the answer came, the answer
+#: (wait, remaining, reset_after), and refusals of higher costs that do not follow from this one.
+Denial = tuple[Any, int, float, float, float, float, float, float, dict[int, Any]]
 
 
 class Denials(FIFOCache[str, Denial]):
     """The last refusal of each key, by the name of its plan and itself.
 
     The server refused a cost until some instant by its arithmetic; until then it would refuse that
-    cost again, and any higher one. Instants are counted from when the call was sent, so they are
-    over here before they are there; what is reported counts from when the answer came, so that who
-    comes back after `retry_after` does not come too early.
+    cost again, and any higher one. How long a higher one has to wait follows from that in most
+    cases; in the others the server is asked for each cost once.
+
+    Instants are counted from when the call was sent, so they are over here before they are there;
+    what is reported counts from when the answer came, so that who comes back after `retry_after`
+    does not come too early.
     """
 
     def __init__(self, seconds: float, tick: Callable[[], float]) -> None:
@@ -58,10 +64,22 @@ class Denials(FIFOCache[str, Denial]):
         lasting = min(wait, self.seconds * 1e6) - 0.5
         name = plan.prefix + key
         with self._lock:
-            if seen == self.taken_back:
-                self.pop(name, None)
-                now = self.tick()
-                self[name] = (plan, cost, sent_at, lasting, now, wait, remaining, reset_after)
+            if seen != self.taken_back:
+                return
+            now = self.tick()
+            denial = (plan, cost, sent_at, lasting, now, wait, remaining, reset_after, {})
+            lower = self.at_hand.get(name)
+            if lower and lower[0] is plan and lower[1] < cost and (now - lower[2]) * 1e6 < lower[3]:
+                if len(lower[8]) < MAX_COSTS:
+                    lower[8][cost] = denial
+                return
+            self.pop(name, None)
+            self[name] = denial
+
+    def outdated(self, plan: Plan, key: str) -> None:
+        """Something of that key was taken: the next refusal is for longer."""
+        if plan.prefix + key in self.at_hand:
+            self.forget(plan, key)
 
     def forget(self, plan: Plan, key: str) -> None:
         """Something was given back, or the key reset."""
@@ -72,11 +90,16 @@ class Denials(FIFOCache[str, Denial]):
 
 def again(denial: Denial, plan: Plan, cost: int, patience: float, now: float) -> Any:
     """The refusal once more, as of now; None if the server has to be asked."""
-    of, least, sent_at, lasting, answered_at, wait, remaining, reset_after = denial
+    of, least, sent_at, lasting, answered_at, wait, remaining, reset_after, more = denial
     if (now - sent_at) * 1e6 >= lasting or cost < least or of is not plan or patience < 0.0:
         return None
     if cost != least:
-        wait = _wait_for_more(plan, cost, least, wait)
+        if cost in more:
+            return again(more[cost], plan, cost, patience, now)
+        higher = _wait_for_more(plan, cost, least, wait, reset_after)
+        if higher is None:
+            return None
+        wait = higher
     past = round((now - answered_at) * 1e6)
     wait -= past
     if patience >= wait:
@@ -84,10 +107,15 @@ def again(denial: Denial, plan: Plan, cost: int, patience: float, now: float) ->
     return RateLimitResult.of(True, (None, wait, remaining, reset_after - past), plan, "local-deny")
 
 
-def _wait_for_more(plan: Plan, cost: int, least: int, wait: float) -> float:
+def _wait_for_more(
+    plan: Plan, cost: int, least: int, wait: float, reset_after: float
+) -> float | None:
+    """How long a higher cost has to wait than the one that was refused; None if that is open."""
     if cost > plan.capacity:
-        return float("inf")
+        return inf
     if plan.kind == "bucket":
         # What the difference takes to flow in, rounded up.
         return wait - (-(cost - least) * plan.period // plan.limit)
-    return wait
+    if plan.kind == "fixed_window" and wait == reset_after:
+        return wait  # The next window is free.
+    return None

@@ -75,6 +75,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
 
         def decide(key: str, cost: int, patience: float) -> Answer:
             sent_at = tick()
+            denial = None
             if at_hand:
                 denial = at_hand.get(prefix + key)
                 if denial is not None:
@@ -101,6 +102,8 @@ class RedisStore(RedisCalls[SyncAsk], Store):
                             lane.kick()
                         found = reply[0]
                         wait = found[0]
+                        if denial is not None and wait == 0:
+                            denials.forget(plan, key)
                         if wait == 0 or (patience < 0.0 and wait.__class__ is int):
                             result = new_result(RateLimitResult)
                             result.limited = wait != 0 and cost > 0
@@ -111,7 +114,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
                             return result
                         call = plan, key, cost, patience
                         return answered(self._reply_of(found, b"", call), call, sent_at, seen)
-                    return alone(lane, reply, raised, (plan, key, cost, patience), sent_at)
+                    return alone(lane, line, reply, raised, (plan, key, cost, patience), sent_at)
             return slowly((plan, key, cost, patience), sent_at)
 
         return decide
@@ -123,26 +126,35 @@ class RedisStore(RedisCalls[SyncAsk], Store):
         return self._decided(asks[0], call, sent_at, seen)
 
     def _alone(
-        self, lane: SyncLane, reply: Any, raised: BaseException | None, call: Call, sent_at: float
+        self,
+        lane: SyncLane,
+        line: SyncLine,
+        reply: Any,
+        raised: BaseException | None,
+        call: Call,
+        sent_at: float,
     ) -> Answer:
         """Go on from a call that went its own way, with the lane held, and got no answer."""
         seen = self._denials.taken_back
         ask = self._to_admit(*call)
         ask.lane = lane
         waiter = SyncWaiter([ask], self._timeout)
-        waiter.lead.append(lane)
         lane.air.append(Part([ask]))
-        line: Any = lane.ready
-        if raised is None:
-            lane.landed(reply)
-        elif isinstance(raised, Late):
-            lane.lost(TimeoutError("timed out"), True)
-        elif isinstance(raised, failures()):
-            lane.lost(raised, line.sent)
-        else:
-            if not line.sent:
+        try:
+            if raised is None:
+                lane.landed(reply)
+            elif isinstance(raised, Late):
+                lane.lost(TimeoutError("timed out"), True)
+            elif isinstance(raised, failures()):
+                lane.lost(raised, line.sent)
+            elif not line.sent:
                 lane.air.clear()
                 lane.spoil()
+        except BaseException:
+            lane.hand_over()
+            raise
+        waiter.lead.append(lane)
+        if raised is not None and not isinstance(raised, (Late, *failures())):
             self._see_out(waiter, [call])
             raise raised
         self._wait(waiter, [call])

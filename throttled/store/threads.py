@@ -445,7 +445,8 @@ class SyncLane(Lane):
         it without connecting and without a flight under way is done within its own time.
         """
         now = monotonic()
-        if not self.free.locked() or self.air or self._connecting:
+        busy = any(not ask.gone for part in self.air.copy() for ask in part.asks)
+        if not self.free.locked() or busy or self._connecting:
             self._stuck = (-1, 0.0)
         elif self._stuck[0] != self._turns:
             self._stuck = (self._turns, now)
