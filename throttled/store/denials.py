@@ -67,7 +67,7 @@ class Denials(FIFOCache[str, Denial]):
             if seen != self.taken_back:
                 return
             now = self.tick()
-            denial = (plan, cost, sent_at, lasting, now, wait, remaining, reset_after, {})
+            denial: Denial = (plan, cost, sent_at, lasting, now, wait, remaining, reset_after, {})
             lower = self.at_hand.get(name)
             if lower and lower[0] is plan and lower[1] < cost and (now - lower[2]) * 1e6 < lower[3]:
                 if len(lower[8]) < MAX_COSTS:

@@ -264,6 +264,7 @@ class Lane:
     def _count(self, asked_at: float, error: object) -> None:
         self.ready = None
         self.breaker.failed(asked_at, monotonic(), error)
+        self.road.failed()
 
     def _failed(self, part: Part, failure: Failure) -> None:
         """What is done about the failure of one run."""
@@ -291,6 +292,5 @@ class Lane:
                 failure.lost = asks[0].hops > 0
             else:
                 self._count(asks[-1].asked_at, failure.text)
-                self.road.failed()
             for ask in asks:
                 ask.settle(failure.as_error(self.where))
