@@ -11,6 +11,7 @@ from throttled.exceptions import BaseThrottledError, SetUpError
 from throttled.store.base import Answer, AsyncStore, Call, Health, Outcome, Reply, Steps, Ticket
 from throttled.store.calls import RedisCalls
 from throttled.store.denials import again
+from throttled.store.flight import UNANSWERED
 from throttled.store.loops import AsyncAsk, AsyncLane, AsyncLine, driven, kept, leftovers
 from throttled.store.shared import Shared
 
@@ -124,7 +125,10 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         asks = self._to_admit_all(calls)
         for ask, call in zip(asks, calls, strict=True):
             ask.call = call
-        waits = [self._send(ask) for ask in asks]
+        waits = [self._send(ask, together=True) for ask in asks]
+        for lane in {ask.lane for ask in asks if ask.answer is UNANSWERED}:
+            lane.together = True
+            lane.kick()
         try:
             for wait in waits:
                 await wait
@@ -140,8 +144,11 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         sent_at, seen = self._denials.tick(), self._denials.taken_back
         return self._filled(answers, await self._sent(asked), asked, sent_at, seen)
 
-    def _send(self, ask: AsyncAsk) -> Awaitable[None]:
-        """Put an ask in line; what is returned waits for the answer."""
+    def _send(self, ask: AsyncAsk, together: bool = False) -> Awaitable[None]:
+        """Put an ask in line; what is returned waits for the answer.
+
+        `together`: more follow, and whoever puts them in line will kick the lane.
+        """
         loop = _running_loop()
         ask.store = self
         ask.asked_at = now = monotonic()
@@ -156,7 +163,8 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         else:
             ask.lane = lane
             lane.queue.append(ask)
-            lane.kick()
+        if not together:
+            ask.lane.kick()
         return future
 
     def _detach(self, ask: AsyncAsk) -> None:

@@ -385,5 +385,19 @@ class Waiting:
             line.busy = False
 
 
+def follow(store: Store, steps: Steps) -> None:
+    """Take the steps that give back what is gone."""
+    try:
+        undo, ticket = next(steps)
+        while True:
+            undo, ticket = steps.send(
+                store.undo(ticket)
+                if undo
+                else store.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
+            )
+    except StopIteration:
+        return
+
+
 def _slot(ticket: Ticket) -> float:
     return ticket.slot

@@ -260,8 +260,6 @@ class RedisCalls(Generic[AskT]):
         lane = ask.lane = road.lane_of(ask)
         if lane.breaker.admits(ask.asked_at, self._timeout):
             lane.queue.append(ask)
-            if self.asynchronous:
-                lane.kick()
         else:
             ask.settle(StoreUnavailableError(lane.breaker.refusal(ask.asked_at)))
 

@@ -23,7 +23,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from throttled.exceptions import BaseThrottledError, StoreUnavailableError
+from throttled.exceptions import BaseThrottledError, SetUpError, StoreUnavailableError
 from throttled.store.breaker import Breaker
 from throttled.store.failure import (
     ASK,
@@ -34,6 +34,7 @@ from throttled.store.failure import (
     TRYAGAIN,
     UNSENT,
     Failure,
+    failures,
     is_list,
     read_only,
 )
@@ -135,6 +136,49 @@ class Lane:
         #: The line, if the last thing heard on it was in order: then a caller may use it as it is.
         self.ready: Any = None
         self.spoilt = False  # the line must not be used again
+        self.spent: list[Line] = []  # lines whose connections are closed, to go back to their pool
+
+    # -- the line ---------------------------------------------------------------------------------
+
+    def spoil(self) -> None:
+        """The line is of no use any more."""
+        self.spoilt = True
+        self.ready = None
+
+    def drop(self) -> None:
+        """Close the line."""
+        line, self.line, self.ready, self.spoilt = self.line, None, None, False
+        if line is not None:
+            line.abandon()
+            self.spent.append(line)
+
+    def reopened(self) -> Flow[None]:
+        """Get a line. If there is none to be had, tell those who wait."""
+        began = monotonic()
+        try:
+            while self.spent:
+                yield from self.source.give(self.spent.pop(), spoilt=True)
+            line: Any = yield from self.source.take(self.timeout)
+        except TypeError as error:
+            what = f"Invalid connection options for {self.where}: {error}"
+            self.unreachable(SetUpError(what), began)
+        except BaseException as error:
+            self.unreachable(error, began)
+            if not isinstance(error, (*failures(), BaseThrottledError)):
+                raise
+        else:
+            self.line = line
+            self.breaker.reachable()
+            if line is not None:
+                self.opened(line)
+            else:
+                self.breaker.worked()
+                self.road.opened()
+        finally:
+            self.spoilt = False
+
+    def opened(self, line: Any) -> None:
+        """There is a new line."""
 
     # -- leaving ----------------------------------------------------------------------------------
 
@@ -243,11 +287,6 @@ class Lane:
                 if ask.answer is UNANSWERED:
                     self.late(ask, sent)
         parts.clear()
-
-    def spoil(self) -> None:
-        """The line is of no use any more."""
-        self.spoilt = True
-        self.ready = None
 
     def kick(self) -> None:
         """See that somebody works on the lane, now that asks were put in line from elsewhere."""

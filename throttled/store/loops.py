@@ -16,7 +16,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from throttled.exceptions import BaseThrottledError, SetUpError
+from throttled.exceptions import BaseThrottledError
 from throttled.store.failure import failures
 from throttled.store.flight import BATCH, UNANSWERED, Ask, Lane
 from throttled.store.lines import Flow, Line
@@ -253,10 +253,10 @@ class AsyncLane(Lane):
         #: reason to wait for the next turn. A loop that does not show it (uvloop) may have more.
         self._ready_to_run: Any = getattr(self._loop, "_ready", True)
         self._called = False  # the departure is
+        self.together = False  # those in the queue belong together
         self._alarm: asyncio.TimerHandle | None = None
         self._landed: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[Any] | None = None
-        self._spent: list[Any] = []
 
     def kick(self) -> None:
         """Let the queue leave at the end of this turn of the loop, if it can."""
@@ -277,7 +277,7 @@ class AsyncLane(Lane):
         if air and (air > 1 or waiting < COHORT or self.spoilt or line.reader is None):
             return  # It leaves when this one has landed.
         if line is not None and not air and (self.spoilt or not line.quiet()):
-            self._drop()
+            self.drop()
             line = None
         if line is None:
             if self._opening is None and (waiting or self.again):
@@ -285,6 +285,7 @@ class AsyncLane(Lane):
             return
         # A crowd goes in two halves: the server works on one while we do on the other.
         halves = not air and waiting >= 2 * COHORT and line.reader is not None
+        halves, self.together = halves and not self.together, False
         request = self.load(min((waiting + 1) // 2 if halves else waiting, BATCH))
         if request:
             line.send(request, sum(1 + part.skips for part in self.air))
@@ -323,54 +324,26 @@ class AsyncLane(Lane):
         if self.queue or self.again:
             self._depart()
         elif not self.air and self.spoilt:
-            self._drop()
+            self.drop()
         elif not self.air:
             self._rest()
 
     def _failed_line(self, error: BaseException) -> None:
         self.lost(error, True)
-        self._drop()
+        self.drop()
         self._go_on()
-
-    def _drop(self) -> None:
-        line: Any = self.line
-        self.line, self.ready, self.spoilt = None, None, False
-        if line is not None:
-            line.abandon()
-            self._spent.append(line)
 
     async def _open(self) -> None:
         """Get a line, and let the queue leave over it."""
-        began = monotonic()
         try:
-            await driven(self._reopened())
-        except failures() as error:
-            self.unreachable(error, began)
-        except TypeError as error:
-            what = f"Invalid connection options for {self.where}: {error}"
-            self.unreachable(SetUpError(what), began)
-        except BaseThrottledError as error:
-            self.unreachable(error, began)
-        except BaseException as error:
-            self.unreachable(ConnectionError("the event loop is closing"), began)
-            raise error
+            await driven(self.reopened())
         finally:
             self._opening = None
-            self.spoilt = False
             if not self._loop.is_closed():
                 self._go_on()
 
-    def _reopened(self) -> Flow[None]:
-        while self._spent:
-            yield from self.source.give(self._spent.pop(), spoilt=True)
-        line: Any = yield from self.source.take(self.timeout)
-        self.line = line
-        self.breaker.reachable()
-        if line is None:
-            self.breaker.worked()
-            self.road.opened()
-        else:
-            line.listen(self._heard, self._failed_line)
+    def opened(self, line: Any) -> None:
+        line.listen(self._heard, self._failed_line)
 
     def _ring(self) -> None:
         """The time of the eldest may have run out. One alarm serves all who come after it."""
@@ -392,12 +365,12 @@ class AsyncLane(Lane):
         if self.air and all(ask.answer is not UNANSWERED for part in self.air for ask in part.asks):
             # Replies that nobody waits for any more, and others may wait for the connection.
             self.air.clear()
-            self._drop()
+            self.drop()
             self._go_on()
 
     def retire(self) -> None:
         if not self.air and self._opening is None:
-            self._drop()
+            self.drop()
 
     def close(self) -> Flow[None]:
         """Close the line, and forget about whoever still uses it."""
@@ -410,6 +383,6 @@ class AsyncLane(Lane):
             self.lost(ConnectionError("the store was closed"), True)
         line: Any = self.line
         self.line = self.ready = None
-        spent, self._spent = self._spent, []
+        spent, self.spent = self.spent, []
         for each in spent if line is None else [*spent, line]:
             yield from self.source.give(each, spoilt=True)

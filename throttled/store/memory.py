@@ -30,11 +30,11 @@ from throttled.store.base import (
     Call,
     Outcome,
     Reply,
-    Steps,
     Store,
     Ticket,
     Waiting,
     answer_of,
+    follow,
     new_lock,
     sleeper_of,
 )
@@ -355,23 +355,11 @@ class MemoryStore(Store):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Give back a promised slot, as if it had never been asked for where that is possible."""
-        self._go(self._waiting.leave(ticket))
+        follow(self, self._waiting.leave(ticket))
 
     def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        self._go(self._waiting.arrive(ticket))
-
-    def _go(self, steps: Steps) -> None:
-        try:
-            undo, ticket = next(steps)
-            while True:
-                undo, ticket = steps.send(
-                    self.undo(ticket)
-                    if undo
-                    else self.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
-                )
-        except StopIteration:
-            return
+        follow(self, self._waiting.arrive(ticket))
 
     def reset(self, plan: Plan, key: str) -> None:
         """Forget a key."""

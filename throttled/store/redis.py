@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from throttled.exceptions import BaseThrottledError
 from throttled.result import RateLimitResult
-from throttled.store.base import Answer, Call, Health, Outcome, Reply, Steps, Store, Ticket
+from throttled.store.base import Answer, Call, Health, Outcome, Reply, Store, Ticket, follow
 from throttled.store.calls import RedisCalls
 from throttled.store.denials import again
 from throttled.store.failure import failures
@@ -228,23 +228,11 @@ class RedisStore(RedisCalls[SyncAsk], Store):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Give back a promised slot, as if it had never been asked for where that is possible."""
-        self._go(self._waiting.leave(ticket))
+        follow(self, self._waiting.leave(ticket))
 
     def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        self._go(self._waiting.arrive(ticket))
-
-    def _go(self, steps: Steps) -> None:
-        try:
-            undo, ticket = next(steps)
-            while True:
-                undo, ticket = steps.send(
-                    self.undo(ticket)
-                    if undo
-                    else self.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
-                )
-        except StopIteration:
-            return
+        follow(self, self._waiting.arrive(ticket))
 
     def health(self) -> Health:
         """How the store gets on with its server, without asking it."""

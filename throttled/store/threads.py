@@ -21,7 +21,6 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from throttled.exceptions import BaseThrottledError, SetUpError
 from throttled.store.base import new_lock
 from throttled.store.failure import failures
 from throttled.store.flight import BATCH, UNANSWERED, Ask, Lane
@@ -301,7 +300,6 @@ class SyncLane(Lane):
         self.free = new_lock()
         self.acquire = self.free.acquire
         self.release = self.free.release
-        self._spent: list[Line] = []
         self._connecting = False
         self._turns = 0  # how often it was handed over
         self._stuck: tuple[int, float] = (-1, 0.0)
@@ -356,10 +354,10 @@ class SyncLane(Lane):
     def _depart(self) -> bool:
         """Send the next flight; False if there is no line, and somebody gets one."""
         if self.spoilt:
-            self._drop()
+            self.drop()
         line: Any = self.line
         if line is not None and not line.quiet():
-            self._drop()
+            self.drop()
             line = None
         if line is None:
             self._connecting = True
@@ -376,40 +374,13 @@ class SyncLane(Lane):
                 self.lost(error, False)
         return True
 
-    def _drop(self) -> None:
-        line, self.line, self.ready, self.spoilt = self.line, None, None, False
-        if line is not None:
-            line.abandon()
-            self._spent.append(line)
-
     def _connect(self) -> None:
         """Get a line, with `free` held, and hand the lane over."""
-        began = monotonic()
         try:
-            driven(self._reopened())
-        except failures() as error:
-            self.unreachable(error, began)
-        except TypeError as error:
-            what = f"Invalid connection options for {self.where}: {error}"
-            self.unreachable(SetUpError(what), began)
-        except BaseThrottledError as error:
-            self.unreachable(error, began)
-        except BaseException as error:
-            self.unreachable(error, began)
-            raise
+            driven(self.reopened())
         finally:
-            self.spoilt = self._connecting = False
+            self._connecting = False
             self.hand_over()
-
-    def _reopened(self) -> Flow[None]:
-        while self._spent:
-            yield from self.source.give(self._spent.pop(), spoilt=True)
-        line: Any = yield from self.source.take(self.timeout)
-        self.line = line
-        self.breaker.reachable()
-        if line is None:
-            self.breaker.worked()
-            self.road.opened()
 
     def hand_over(self) -> None:
         """Pass the lane on to the next who waits, or leave it free."""
@@ -425,7 +396,7 @@ class SyncLane(Lane):
                 self.spoil()
             self.abandon(self.again, False)
             if self.spoilt:
-                self._drop()
+                self.drop()
             if not self.source.hold and self.line is not None:
                 line, self.line, self.ready = self.line, None, None
                 driven(self.source.give(line, spoilt=False))
@@ -463,14 +434,14 @@ class SyncLane(Lane):
     def retire(self) -> None:
         """Close the line, if nobody uses it."""
         if self.free.acquire(False):
-            self._drop()
+            self.drop()
             self.hand_over()
 
     def close(self) -> Flow[None]:
         """Close the line, as soon as nobody uses it, or else in the middle of what it does."""
         held = self.free.acquire(timeout=GRACE)
         line, self.line, self.ready = self.line, None, None
-        spent, self._spent = self._spent, []
+        spent, self.spent = self.spent, []
         if held:
             self.hand_over()
         for each in spent if line is None else [*spent, line]:
