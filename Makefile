@@ -39,6 +39,10 @@ types: .venv/dev ## mypy (strict) and basedpyright
 bench: .venv/dev ## the benchmarks, as ratios
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
 
+.PHONY: faults
+faults: .venv/dev ## real faults under load: the tables of docs/reliability.md
+	$(BIN)/python -m tests.faults
+
 # Only what the library itself needs, so that a fresh clone gets going quickly.
 .PHONY: demo
 demo: $(or $(wildcard .venv/dev),.venv/demo) ## see it work: quick start, six algorithms, waiting, HTTP

