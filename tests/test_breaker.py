@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import servers, test_identity
+from tests import callers as shared
+from tests import servers
+from tests.callers import PATIENT, Callers, counted
 from tests.servers import HOST, Proxy, Server, wait_until
-from tests.test_identity import PATIENT, Callers, counted
 from throttled.exceptions import StoreUnavailableError
 from throttled.store import breaker as breakers
 from throttled.store.breaker import FAILURES, PAUSE, Breaker
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
-valkey, key, proxy = servers.valkey, test_identity.key, test_identity.proxy
-callers = test_identity.callers
+valkey, key, proxy = servers.valkey, shared.key, shared.proxy
+callers = shared.callers
 on_server = pytest.mark.server
 
 #: How much later than its deadline a caller may be on a busy machine, in seconds.

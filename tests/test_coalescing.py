@@ -14,9 +14,10 @@ import pytest
 import redis
 import redis.asyncio as aredis
 
-from tests import servers, test_identity
+from tests import callers as shared
+from tests import servers
+from tests.callers import MANY, PATIENT, Callers, counted, paused, results
 from tests.servers import HOST, Proxy, Server, cluster, wait_until
-from tests.test_identity import MANY, PATIENT, Callers, counted, paused, results
 from throttled.algorithms.plan import LOOK, make_plan
 from throttled.asyncio import Throttled as AsyncThrottled
 from throttled.exceptions import StateError
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.server
 
-valkey, key, proxy = servers.valkey, test_identity.key, test_identity.proxy
-callers = test_identity.callers
+valkey, key, proxy = servers.valkey, shared.key, shared.proxy
+callers = shared.callers
 
 #: Flights that a crowd of tasks makes at most: it goes in halves, one while the other is answered.
 FEW = 4

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import servers, test_identity
-from tests.test_identity import PATIENT, Callers, counted, results
+from tests import callers as shared
+from tests import servers
+from tests.callers import PATIENT, Callers, counted, results
 from throttled import Throttled
 from throttled.algorithms.plan import ALGORITHMS, make_plan
 from throttled.quota import Quota
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Proxy, Server
 
-valkey, key, proxy = servers.valkey, test_identity.key, test_identity.proxy
-callers = test_identity.callers
+valkey, key, proxy = servers.valkey, shared.key, shared.proxy
+callers = shared.callers
 on_server = pytest.mark.server
 
 

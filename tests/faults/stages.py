@@ -19,9 +19,9 @@ from throttled.asyncio import store as astore
 from throttled.store import RedisStore
 
 #: A quota that is used up before the fault, one that is used up after it, and one that never is.
-FEW, SOME, MANY = 300, 1500, 1_000_000
+FEW, SOME, MANY = 100, 1500, 1_000_000
 #: Seconds that the callers have to themselves before and after a fault.
-QUIET = 0.4
+QUIET = 0.3
 #: Seconds: no call takes longer, on a machine that is busy with other things as well …
 LONGEST = 1.0
 #: … and so long after the end of a fault the server decides again.

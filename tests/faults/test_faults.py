@@ -41,9 +41,8 @@ def test_a_server_that_is_killed_loses_what_it_counted_and_no_more(binary: str) 
         assert report.figures.calls["left alone"], report
 
 
-@BINARIES
-def test_a_persistent_server_that_is_killed_loses_nothing(binary: str) -> None:
-    for report in rehearse(stages.kill_persistent, binary):
+def test_a_persistent_server_that_is_killed_loses_nothing() -> None:
+    for report in rehearse(stages.kill_persistent):
         assert report.figures.calls["not sent"] + report.figures.unknown, report
 
 
@@ -75,9 +74,8 @@ def test_a_connection_that_is_killed_costs_what_was_under_way_on_it() -> None:
         assert report.figures.calls["server"] > 10 * report.figures.unknown, report
 
 
-@BINARIES
-def test_nobody_notices_that_scripts_are_flushed(binary: str) -> None:
-    for report in rehearse(stages.flush_scripts, binary):
+def test_nobody_notices_that_scripts_are_flushed() -> None:
+    for report in rehearse(stages.flush_scripts):
         assert saw_only(report, "server"), report
 
 
@@ -109,7 +107,7 @@ def test_a_pool_that_is_used_up_is_no_reason_to_wait_long() -> None:
 @pytest.mark.parametrize("scene", [failovers.sentinel_kill, failovers.cluster_kill])
 def test_callers_find_the_replica_that_was_promoted(scene: Scene) -> None:
     for report in rehearse(scene):
-        assert report.counted == report.quota, report
+        assert report.counted <= report.admitted + report.figures.unknown, report
         assert report.figures.gap > 0.5, report
 
 

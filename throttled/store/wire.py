@@ -28,6 +28,8 @@ _SINGLE = b"*12\r\n" + _EVALSHA + bulk(b"1")
 SERVER_TIME = bulk(b"")
 #: More keys than this of one plan, or more costs, and their bytes are put together anew.
 _KEPT = 1024
+#: Longer keys are put together anew each time, for the room that they would take.
+_LONG = 256
 
 
 def with_source(request: bytes) -> bytes:
@@ -115,7 +117,8 @@ class Wording:
                 self._names = {}
             text = escaped(key) if self._digest is None else self._digest(key)
             name = bulk(self._prefix + text.encode("utf-8", "surrogatepass") + b"}")
-            self._names[key] = name
+            if len(key) <= _LONG:
+                self._names[key] = name
         return name
 
     def asking(self, key: str, cost: int, patience: float) -> bytes:
@@ -127,7 +130,9 @@ class Wording:
         """All of a request before its group; kept, for keys come again."""
         if len(self._heads) >= _KEPT:
             self._heads = {}
-        head = self._heads[key] = one(self.bulk(key), b"")
+        head = one(self.bulk(key), b"")
+        if len(key) <= _LONG:
+            self._heads[key] = head
         return head
 
     def to_admit(self, cost: int, patience: float) -> bytes:
