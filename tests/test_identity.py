@@ -13,7 +13,9 @@ from tests import callers as shared
 from tests import servers
 from tests.callers import Callers
 from tests.servers import HOST, Server, free_port, slot_of
+from throttled import Throttled
 from throttled.algorithms.plan import ALGORITHMS, make_plan
+from throttled.asyncio import Throttled as AsyncThrottled
 from throttled.exceptions import DataError, LimitedError, StateError, StoreUnavailableError
 from throttled.quota import Quota
 from throttled.store.aioredis import RedisStore as AsyncRedisStore
@@ -31,6 +33,7 @@ SECRET = "zebedee.quixote@xylophone.org"
 #: Of which not one of these may appear.
 PARTS = ("zebedee", "quixote", "xylo")
 PREFIX = "throttled:v1:token_bucket:60000000:"
+FLAVOURS = pytest.mark.parametrize("made", [RedisStore, AsyncRedisStore])
 SALTS: tuple[tuple[Any, bytes], ...] = (
     (True, hashlib.sha256(SECRET.encode()).hexdigest().encode()),
     ("pepper", hmac.new(b"pepper", SECRET.encode(), "sha256").hexdigest().encode()),
@@ -236,6 +239,13 @@ def test_a_ticket_does_not_show_the_key(empty: Server, callers: Callers) -> None
     assert not readable(reply)
 
 
+@FLAVOURS
+def test_a_limiter_does_not_show_its_key(made: Any) -> None:
+    limiter = Throttled if made is RedisStore else AsyncThrottled
+    assert SECRET in repr(limiter(key=SECRET, store=made()))
+    assert SECRET not in repr(limiter(key=SECRET, store=made(hash_keys=True)))
+
+
 @on_server
 @pytest.mark.parametrize("policy", ["raise", "allow", "deny", "local"])
 def test_the_log_does_not_show_the_key(
@@ -267,8 +277,6 @@ def test_the_log_does_not_show_the_key(
 
 
 # --- what hash_keys may be -----------------------------------------------------------------------
-
-FLAVOURS = pytest.mark.parametrize("made", [RedisStore, AsyncRedisStore])
 
 
 @FLAVOURS

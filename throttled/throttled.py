@@ -195,7 +195,8 @@ class BaseThrottled(Generic[StoreT]):
         return store
 
     def __repr__(self) -> str:
-        key = "" if self.key is None else f"key={self.key!r}, "
+        hidden = self.key is None or cast("Any", self.store).hides_keys
+        key = "" if hidden else f"key={self.key!r}, "
         return (
             f"{type(self).__name__}({key}using={self._plan.algorithm!r}, "
             f"quota={str(self.quota)!r}, store={self.store!r})"

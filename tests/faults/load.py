@@ -20,6 +20,7 @@ from throttled.store import RedisStore
 
 Flavour = Literal["threads", "tasks"]
 
+#: Without refusals that the server is not asked for.
 OPTIONS = {"LOCAL_DENY_SECONDS": 0}
 
 #: What an error of a store says of the call, by words of its text; without any, it was not sent.

@@ -48,13 +48,14 @@ class Stage:
         return store_of(self.url, asynchronous, **options)
 
     def connections(self) -> list[str]:
-        """The connections of clients to the servers, but for those of Sentinels and of this one."""
+        """The connections to the servers, but for this one and those that servers make."""
         return [
             line
             for server in self.servers
             if server.running
             for line in server.ask("CLIENT", "LIST", "TYPE", "normal").decode().splitlines()
-            if "cmd=client" not in line and "name=sentinel-" not in line
+            # A node that moved keys to another is connected to it for a while.
+            if not any(ours in line for ours in ("cmd=client", "cmd=restore", "name=sentinel-"))
         ]
 
 

@@ -146,6 +146,8 @@ class _AnyStore:
     sleeper: Sleeper | None = None
     #: What a `Throttled` does when the store fails, unless it has an `on_store_error` of its own.
     on_store_error: Any = "raise"
+    #: Whether keys are kept as digests, and are to be shown nowhere.
+    hides_keys: bool = False
     #: How many processes share the quota: what `"local"` divides it by.
     local_share: int = 1
     # For the policy alone, which keeps with a store what all limits on it share.

@@ -106,6 +106,7 @@ class RedisCalls(Generic[AskT]):
         self._waiting = Waiting()
         self._wordings: dict[Plan, Wording] = {}
         self._digest = digest_of(hash_keys)
+        self.hides_keys = self._digest is not None
         self._options = {**CALM, **checked_options(options)}
         self._timeout: float = self._options["DECISION_TIMEOUT"]
         self.local_share: int = self._options["LOCAL_SHARE"]
