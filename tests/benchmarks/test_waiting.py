@@ -109,7 +109,7 @@ def run_threads(place: Place, store: Any, one_by_one: bool) -> tuple[float, list
         together.wait()
     for thread in threads:
         thread.join()
-    assert not place.server or place.runs() - runs == CALLERS
+    assert not place.server or place.runs() - runs <= CALLERS
     return max(ends) - start, served
 
 
@@ -131,7 +131,7 @@ async def run_tasks(place: Place, store: Any, one_by_one: bool) -> tuple[float, 
             while one_by_one and place.state() == before:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0)
     elapsed = perf_counter() - start
-    assert not place.server or place.runs() - runs == CALLERS
+    assert not place.server or place.runs() - runs <= CALLERS
     return elapsed, served
 
 

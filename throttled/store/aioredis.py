@@ -93,8 +93,9 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
                 if refusal is not None:
                     return refusal
             seen = denials.taken_back
-            ask = to_admit(plan, key, cost, patience)
-            ask.call = call = plan, key, cost, patience
+            call = plan, key, cost, patience
+            ask = to_admit(call, sent_at)
+            ask.call = call
             future = send(ask)
             try:
                 await future
@@ -107,7 +108,7 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
 
     async def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call; `patience` in µs, `LOOK` to change nothing."""
-        ask = self._to_admit(plan, key, cost, patience)
+        ask = self._to_admit((plan, key, cost, patience))
         ask.call = plan, key, cost, patience
         try:
             await self._send(ask)
@@ -120,9 +121,9 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         """Decide several calls in one round trip; an error stands in the place of its call."""
         return [self._outcome(ask, ask.call) for ask in await self._sent(calls)]
 
-    async def _sent(self, calls: Sequence[Call]) -> list[AsyncAsk]:
+    async def _sent(self, calls: Sequence[Call], at: float | None = None) -> list[AsyncAsk]:
         """Asks to admit the calls, answered."""
-        asks = self._to_admit_all(calls)
+        asks = self._to_admit_all(calls, at)
         for ask, call in zip(asks, calls, strict=True):
             ask.call = call
         waits = [self._send(ask, together=True) for ask in asks]
@@ -140,9 +141,9 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
 
     async def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
         """Answers to several calls that do not wait; an error stands in the place of its call."""
-        answers, asked = self._recalled(plan, calls)
         sent_at, seen = self._denials.tick(), self._denials.taken_back
-        return self._filled(answers, await self._sent(asked), asked, sent_at, seen)
+        answers, asked = self._recalled(plan, calls, sent_at)
+        return self._filled(answers, await self._sent(asked, sent_at), asked, sent_at, seen)
 
     def _send(self, ask: AsyncAsk, together: bool = False) -> Awaitable[None]:
         """Put an ask in line; what is returned waits for the answer.

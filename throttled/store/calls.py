@@ -111,7 +111,7 @@ class RedisCalls(Generic[AskT]):
         self._timeout: float = self._options["DECISION_TIMEOUT"]
         self.local_share: int = self._options["LOCAL_SHARE"]
         self.on_store_error = checked_policy(on_store_error, self.asynchronous)
-        self._denials = Denials(self._options["LOCAL_DENY_SECONDS"], clock or monotonic)
+        self._denials = Denials(self._options["LOCAL_DENY_SECONDS"], clock)
         self._client = client
         self._factory: ConnectionFactory | None = None
         if client is not None:
@@ -202,12 +202,15 @@ class RedisCalls(Generic[AskT]):
 
     # -- calls ------------------------------------------------------------------------------------
 
-    def _now(self) -> bytes:
+    def _now(self, at: float | None = None) -> bytes:
+        """The instant as the script reads it; `at`: what the clock, if there is one, has shown."""
         clock = self._clock
         if clock is None:
             return SERVER_TIME
         exact: Any = getattr(clock, "now_us", None)
-        return bulk(whole(round(clock() * 1e6) if exact is None else exact()))
+        if exact is not None:
+            return bulk(whole(exact()))
+        return bulk(whole(round((clock() if at is None else at) * 1e6)))
 
     def _wording(self, plan: Plan) -> Wording:
         try:
@@ -218,13 +221,14 @@ class RedisCalls(Generic[AskT]):
             wording = self._wordings[plan] = Wording(plan, self._digest)
             return wording
 
-    def _to_admit(self, plan: Plan, key: str, cost: int, patience: float) -> AskT:
+    def _to_admit(self, call: Call, at: float | None = None) -> AskT:
+        plan, key, cost, patience = call
         wording = self._wording(plan)
-        return self.ask(wording.bulk(key), wording.to_admit(cost, patience), self._now())
+        return self.ask(wording.bulk(key), wording.to_admit(cost, patience), self._now(at))
 
-    def _to_admit_all(self, calls: Sequence[Call]) -> list[AskT]:
+    def _to_admit_all(self, calls: Sequence[Call], at: float | None = None) -> list[AskT]:
         asks: list[AskT] = []
-        make, now = self.ask, self._now()
+        make, now = self.ask, self._now(at)
         of = wording = None
         for plan, key, cost, patience in calls:
             if wording is None or plan is not of:
@@ -311,13 +315,12 @@ class RedisCalls(Generic[AskT]):
         return answer
 
     def _recalled(
-        self, plan: Plan, calls: Sequence[tuple[str, int]]
+        self, plan: Plan, calls: Sequence[tuple[str, int]], now: float
     ) -> tuple[list[Outcome | None], list[Call]]:
         """Refusals that the server need not repeat, None in the place of others, and the others."""
-        denials, at_hand = self._denials, self._denials.at_hand
+        at_hand = self._denials.at_hand
         answers: list[Outcome | None] = [None] * len(calls)
         if at_hand:
-            now = denials.tick()
             for place, (key, cost) in enumerate(calls):
                 denial = at_hand.get(plan.prefix + key)
                 if denial is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cachetools import FIFOCache
@@ -37,10 +38,10 @@ class Denials(FIFOCache[str, Denial]):
     does not come too early.
     """
 
-    def __init__(self, seconds: float, tick: Callable[[], float]) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] | None) -> None:
         super().__init__(MAX_DENIALS)
         self.seconds = seconds
-        self.tick = tick
+        self.tick: Callable[[], float] = clock or monotonic
         #: The same entries, for looking up without a call into Python.
         self.at_hand: dict[str, Denial] = {}
         #: How often something was taken back: a refusal that was under way then is not believed.

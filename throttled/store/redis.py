@@ -122,7 +122,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
     def _decide(self, call: Call, sent_at: float) -> Answer:
         """The answer to a call that goes the way of all."""
         seen = self._denials.taken_back
-        asks = self._sent([self._to_admit(*call)], [call])
+        asks = self._sent([self._to_admit(call, sent_at)], [call])
         return self._decided(asks[0], call, sent_at, seen)
 
     def _alone(
@@ -136,7 +136,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
     ) -> Answer:
         """Go on from a call that went its own way, with the lane held, and got no answer."""
         seen = self._denials.taken_back
-        ask = self._to_admit(*call)
+        ask = self._to_admit(call)
         ask.lane = lane
         waiter = SyncWaiter([ask], self._timeout)
         lane.air.append(Part([ask]))
@@ -163,7 +163,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
     def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call; `patience` in µs, `LOOK` to change nothing."""
         call = plan, key, cost, patience
-        return self._replied(self._sent([self._to_admit(*call)], [call])[0], call)
+        return self._replied(self._sent([self._to_admit(call)], [call])[0], call)
 
     def run_many(self, calls: Sequence[Call]) -> list[Any]:
         """Decide several calls in one round trip; an error stands in the place of its call."""
@@ -172,9 +172,9 @@ class RedisStore(RedisCalls[SyncAsk], Store):
 
     def decide_many(self, plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
         """Answers to several calls that do not wait; an error stands in the place of its call."""
-        answers, asked = self._recalled(plan, calls)
         sent_at, seen = self._denials.tick(), self._denials.taken_back
-        asks = self._sent(self._to_admit_all(asked), asked)
+        answers, asked = self._recalled(plan, calls, sent_at)
+        asks = self._sent(self._to_admit_all(asked, sent_at), asked)
         return self._filled(answers, asks, asked, sent_at, seen)
 
     def _sent(self, asks: Sequence[SyncAsk], calls: Sequence[Call] = ()) -> Sequence[SyncAsk]:
