@@ -46,6 +46,8 @@ DEFAULT_MAX_SIZE = 65_536
 _FEW = 8
 #: … and how many are looked at, now and then, for one that is no longer worth anything.
 _MANY = 64
+#: Evictions between two such looks, at most.
+_SELDOM = 512
 #: A double between 2**52 and 2**53 is a whole number: adding this rounds seconds x 10**6 to µs.
 _ROUND = 2.0**52
 #: The state of a cell that is no longer in the table.
@@ -74,7 +76,7 @@ class _Table(Cache[str, _Cell]):
         self.cells: OrderedDict[str, _Cell] = OrderedDict()  # least recently used first
         self.now = 0.0
         self.last_debt = 0.0  # what the last key that was evicted alive had owed, see plan.owed
-        self.since_look = 0
+        self.looked_at = 0  # how many had been evicted alive then
         self.evicted = 0
 
     def __setitem__(self, name: str, cell: _Cell) -> None:
@@ -87,16 +89,15 @@ class _Table(Cache[str, _Cell]):
 
     def popitem(self) -> tuple[str, _Cell]:
         name, cell = self.cells.popitem(False)
-        owed = cell.plan.owed
-        debt = owed(cell.state, self.now)
+        debt = cell.plan.owed(cell.state, self.now)
+        evicted = self.evicted
         # One that owes no more than the last to go is let go at once: looking at cold keys costs.
-        if debt > 0.0 and (debt > 2.0 * self.last_debt or self.since_look >= 8 * _MANY):
+        if debt > 0.0 and (debt > 2.0 * self.last_debt or evicted - self.looked_at >= _SELDOM):
             name, cell, debt = self._look(name, cell, debt)
         if debt > 0.0:
             self.last_debt = debt
-            self.since_look += 1
-            self.evicted += 1
-            if self.evicted == 1:
+            self.evicted = evicted + 1
+            if not evicted:
                 self._warn()
         Cache.__delitem__(self, name)
         cell.state = _GONE
@@ -105,7 +106,7 @@ class _Table(Cache[str, _Cell]):
     def _look(self, name: str, cell: _Cell, debt: float) -> tuple[str, _Cell, float]:
         """The one to go in place of the least recently used: one that owes nothing, however many
         have to be looked at (all of those found go), else the one of a few that owes least."""
-        self.since_look = 0
+        self.looked_at = self.evicted
         cells, now = self.cells, self.now
         worthless: tuple[str, _Cell] | None = None
         for place in range(min(_MANY, len(cells))):
