@@ -309,8 +309,8 @@ class SyncLane(Lane):
         return bool(self.air) or self._depart()
 
     def sent(self, ask: Ask) -> bool:
-        """Whether an ask that has left the queue may have been sent."""
-        return any(ask in part.asks for part in self.air.copy())
+        """Whether an ask that has left the queue may have been sent, or may be just now."""
+        return not any(ask in part.asks for part in self.again.copy())
 
     def carry(self, waiter: SyncWaiter) -> None:
         """Work on the lane, with `free` held, until the waiter has what it came for."""
