@@ -114,7 +114,8 @@ class RedisStore(RedisCalls[SyncAsk], Store):
                             return result
                         call = plan, key, cost, patience
                         return answered(self._reply_of(found, b"", call), call, sent_at, seen)
-                    return alone(lane, line, reply, raised, (plan, key, cost, patience), sent_at)
+                    call = plan, key, cost, patience
+                    return alone(lane, line, reply, raised, call, sent_at, seen)
             return slowly((plan, key, cost, patience), sent_at)
 
         return decide
@@ -133,12 +134,13 @@ class RedisStore(RedisCalls[SyncAsk], Store):
         raised: BaseException | None,
         call: Call,
         sent_at: float,
+        seen: int,
     ) -> Answer:
         """Go on from a call that went its own way, with the lane held, and got no answer."""
-        seen = self._denials.taken_back
         ask = self._to_admit(call)
         ask.lane = lane
         waiter = SyncWaiter([ask], self._timeout)
+        waiter.asked_at, waiter.until = sent_at, sent_at + self._timeout
         lane.air.append(Part([ask]))
         try:
             if raised is None:

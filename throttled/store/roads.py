@@ -24,7 +24,7 @@ class Road:
     def __init__(self, source: Source, where: str, timeout: float, lane: type[Lane]) -> None:
         self._timeout = timeout
         self._lane = lane
-        #: Where all asks go …
+        #: Where all asks go; None in a cluster.
         self.only: Lane | None = lane(source, where, self, timeout)
 
     def lane_of(self, ask: Ask) -> Lane:
