@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract import FOREVER, Kind, Rig
-from throttled.algorithms.plan import ALGORITHMS, LOOK, RateLimiterType, make_plan
+from throttled.algorithms.plan import ALGORITHMS, LOOK, make_plan
+from throttled.quota import RateLimiterType
 from throttled.exceptions import DataError
 from throttled.quota import Quota
 from throttled.store import RedisStore

@@ -1,11 +1,13 @@
-"""What may happen how often: a rate, its burst, and the text form of both."""
+"""What may happen how often: a rate, its burst, the text form of both, and rules made of them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from enum import Enum
+from typing import Any, Final, cast
 
 from throttled._text import shown
 from throttled.exceptions import DataError
@@ -13,6 +15,8 @@ from throttled.exceptions import DataError
 __all__ = [
     "Quota",
     "Rate",
+    "RateLimiterType",
+    "Rule",
     "per_day",
     "per_duration",
     "per_hour",
@@ -157,6 +161,121 @@ class Quota:
         count = "" if period == unit else str(period // unit)
         burst = "" if self.burst == self.limit else f" burst {self.burst}"
         return f"{self.limit}/{count}{names[0]}{burst}"
+
+
+class RateLimiterType(Enum):
+    """The algorithms. Their `.value`, the member itself or the plain string serve as `using=`."""
+
+    FIXED_WINDOW = "fixed_window"
+    SLIDING_WINDOW = "sliding_window"
+    SLIDING_WINDOW_LOG = "sliding_window_log"
+    TOKEN_BUCKET = "token_bucket"
+    LEAKING_BUCKET = "leaking_bucket"
+    GCRA = "gcra"
+
+    @classmethod
+    def choice(cls) -> list[str]:
+        """The names that `using=` takes."""
+        return [member.value for member in cls]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Rule:
+    """One of several quotas that a call has to keep at once.
+
+        Throttled(quota=[Rule("500/m", cost=1), Rule("200_000/m", name="tokens")])
+
+    `quota` is a `Quota` or its text. `using` is the algorithm, by default that of the `Throttled`.
+    `cost` is what each call costs under this rule, from 1 up; by default the call's own cost.
+    `name` becomes part of the keys: rules of the same algorithm and period need it, or they would
+    count into one another.
+
+    Raises:
+        DataError: one of them is of another type or out of range.
+    """
+
+    quota: Quota
+    using: str | None
+    cost: int | None
+    name: str | None
+
+    def __init__(
+        self,
+        quota: Quota | str,
+        using: RateLimiterType | str | None = None,
+        cost: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        given: object = quota
+        if not isinstance(given, Quota):
+            quota = Quota.parse(cast("Any", given))
+        if using is not None:
+            using = algorithm_name(using)
+        if cost is not None:
+            _check_count("cost", cost)
+        if name is not None:
+            check_name("rule name", name)
+        object.__setattr__(self, "quota", quota)
+        object.__setattr__(self, "using", using)
+        object.__setattr__(self, "cost", cost)
+        object.__setattr__(self, "name", name)
+
+    def __repr__(self) -> str:
+        given = [
+            f"{what}={value!r}"
+            for what in ("using", "cost", "name")
+            if (value := getattr(self, what)) is not None
+        ]
+        return f"Rule({', '.join([repr(str(self.quota)), *given])})"
+
+
+def rules_of(quota: object) -> tuple[Rule, ...]:
+    """The rules that `quota=` means: text of one or several quotas, a `Quota`, a `Rule`, or an
+    iterable of those.
+
+    In text, quotas are parted by ";" or ",": "10/s; 1000/h". Raises `DataError` for anything else.
+    """
+    if isinstance(quota, Rule):
+        return (quota,)
+    if isinstance(quota, Quota):
+        return (Rule(quota),)
+    if isinstance(quota, str):
+        parts = re.split("[;,]", quota) if len(quota) <= _MAX_TEXT * 16 else [quota]
+        if len(parts) == 1:
+            return (Rule(quota),)
+        try:
+            return tuple([Rule(part) for part in parts if part.strip() or Quota.parse(part)])
+        except DataError as error:
+            raise DataError(
+                f"{error} (In {shown(quota)}, ';' and ',' part several quotas; "
+                f"large numbers are written without commas: '1_000/s'.)"
+            ) from None
+    if isinstance(quota, Iterable) and not isinstance(quota, bytes):
+        rules = tuple([rule for each in quota for rule in rules_of(each)])
+        if rules:
+            return rules
+    raise DataError(
+        f"Invalid quota: {shown(quota)}, must be a Quota such as per_min(60), text such as "
+        f'"60/m" or "10/s; 1000/h", a Rule, or a list of those.'
+    )
+
+
+def algorithm_name(using: object) -> str:
+    """The name of the algorithm meant by `using=`: a string or a `RateLimiterType`."""
+    name = using.value if isinstance(using, RateLimiterType) else using
+    names = RateLimiterType.choice()
+    if not isinstance(name, str) or name not in names:
+        raise DataError(f"Invalid algorithm: {shown(using)}, must be one of {', '.join(names)}.")
+    return name
+
+
+def check_name(what: str, text: object) -> None:
+    """`DataError` unless a part of the keys in a store is text that cannot confuse them."""
+    if not isinstance(text, str) or not text or any(brace in text for brace in "{}"):
+        raise DataError(
+            f"Invalid {what}: {shown(text)}, must be a non-empty string without braces "
+            f"(they mark the part of a key that Redis Cluster hashes)."
+        )
 
 
 def per_duration(duration: timedelta, limit: int, burst: int | None = None) -> Quota:

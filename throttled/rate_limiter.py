@@ -3,6 +3,8 @@
 from throttled.quota import (
     Quota,
     Rate,
+    RateLimiterType,
+    Rule,
     per_day,
     per_duration,
     per_hour,
@@ -14,6 +16,8 @@ from throttled.quota import (
 __all__ = [
     "Quota",
     "Rate",
+    "RateLimiterType",
+    "Rule",
     "per_day",
     "per_duration",
     "per_hour",

@@ -1,7 +1,7 @@
 -- The twin of fixed_window.py: the same operations in the same order.
 -- State: start, count, last, booked.
 fields, rule = 4, function(
-  op, now, cost, patience, limit, period, burst, start, count, last, booked
+  op, now, cost, patience, soonest, limit, period, burst, start, count, last, booked
 )
   local wait, written
 
@@ -24,27 +24,39 @@ fields, rule = 4, function(
   end
 
   if op == 'admit' then
-    local used = count + cost
-    if cost == 0 or (used <= limit and last == 0) then
+    local taken = count + cost
+    local fits = taken <= limit and last == 0
+    if cost == 0 or (fits and soonest <= now) then
       wait = 0
       if cost > 0 and patience >= 0 then
-        count, booked = used, 0
+        count, booked = taken, 0
         written = true
       end
     elseif cost > limit then
       wait = math.huge
     else
-      local slot, taken
-      if last == 0 then
-        slot, taken = start + period, cost
+      local window = start
+      if fits then
+        -- taken as it is
+      elseif last == 0 then
+        window, taken = start + period, cost
       elseif booked + cost <= limit then
-        slot, taken = last, booked + cost
+        window, taken = last, booked + cost
       else
-        slot, taken = last + period, cost
+        window, taken = last + period, cost
+      end
+      local slot = window
+      if soonest > slot then
+        slot = soonest
+        if slot >= window + period then window, taken = slot - slot % period, cost end
       end
       wait = slot - now
       if wait <= patience then
-        last, booked = slot, taken
+        if window == start then
+          count = taken
+        else
+          last, booked = window, taken
+        end
         written = true
       end
     end

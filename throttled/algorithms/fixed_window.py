@@ -53,26 +53,37 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         return (start, count, 0.0, 0.0) if count <= most and not last else None
 
     def queue(
-        state: State | None, now: float, cost: int, patience: float
+        state: State | None, now: float, cost: int, patience: float, soonest: float = 0.0
     ) -> tuple[State | None, float, float, float]:
         state, stepped = advance(state, now)
         start, count, last, booked = state
-        used = count + cost
+        taken = count + cost
+        fits = taken <= most and not last
         written: State | None = state if stepped else None
-        if not cost or (used <= most and not last):
+        if not cost or (fits and soonest <= now):
             wait = 0.0
         elif cost > most:
             wait = inf
         else:
-            if not last:
-                slot, taken = start + span, float(cost)
+            if fits:
+                window = start
+            elif not last:
+                window, taken = start + span, float(cost)
             elif booked + cost <= most:
-                slot, taken = last, booked + cost
+                window, taken = last, booked + cost
             else:
-                slot, taken = last + span, float(cost)
+                window, taken = last + span, float(cost)
+            slot = window
+            if soonest > slot:
+                slot = soonest
+                if slot >= window + span:
+                    window, taken = slot - slot % span, float(cost)
             wait = slot - now
             if wait <= patience:
-                last, booked = slot, taken
+                if window == start:
+                    count = taken
+                else:
+                    last, booked = window, taken
                 written = (start, count, last, booked)
         if last:
             return written, wait, 0.0, (last + span if booked else last) - now

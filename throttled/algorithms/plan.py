@@ -1,17 +1,19 @@
-"""A plan: an algorithm bound to its rules. It never knows which store runs it."""
+"""A plan: an algorithm bound to its numbers; a joint: several plans that a call keeps at once.
+
+Neither ever knows which store runs it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import inf
 from typing import Any
 
-from throttled.algorithms import bucket, fixed_window, sliding_window, sliding_window_log
+from throttled.algorithms import bucket, fixed_window, hold, sliding_window, sliding_window_log
 from throttled.algorithms.steps import Adjust, Owed, Queue, ResetAt, Steps, Take
 from throttled.exceptions import DataError
-from throttled.quota import Quota
+from throttled.quota import MAX_LIMIT, Quota, Rule, algorithm_name, check_name, per_sec
 
 #: The patience that never takes: how `peek` asks. (The public `timeout=-1` is patience `NOW`.)
 LOOK = -inf
@@ -19,23 +21,6 @@ LOOK = -inf
 NOW = 0.0
 
 DEFAULT_PREFIX = "throttled"
-
-
-class RateLimiterType(Enum):
-    """The algorithms. Their `.value`, the member itself or the plain string serve as `using=`."""
-
-    FIXED_WINDOW = "fixed_window"
-    SLIDING_WINDOW = "sliding_window"
-    SLIDING_WINDOW_LOG = "sliding_window_log"
-    TOKEN_BUCKET = "token_bucket"
-    LEAKING_BUCKET = "leaking_bucket"
-    GCRA = "gcra"
-
-    @classmethod
-    def choice(cls) -> list[str]:
-        """The names that `using=` takes."""
-        return [member.value for member in cls]
-
 
 #: Name -> rule. A rule is a module with `bind`, and a `.lua` twin of the same name.
 ALGORITHMS: dict[str, Any] = {
@@ -47,8 +32,13 @@ ALGORITHMS: dict[str, Any] = {
     "gcra": bucket,
 }
 
+#: The rule that a penalty sets: not an algorithm that anybody can choose.
+HOLD = "hold"
+
 #: The rules' own names, which are those of their `.lua` files.
-RULES = tuple(dict.fromkeys(rule.__name__.rpartition(".")[2] for rule in ALGORITHMS.values()))
+RULES = tuple(
+    dict.fromkeys(rule.__name__.rpartition(".")[2] for rule in (*ALGORITHMS.values(), hold))
+)
 
 
 class Plan:
@@ -64,6 +54,7 @@ class Plan:
         "appends",
         "burst",
         "capacity",
+        "dated",
         "dump",
         "kind",
         "limit",
@@ -73,6 +64,7 @@ class Plan:
         "queue",
         "quota",
         "reset_at",
+        "rules",
         "same",
         "take",
     )
@@ -87,7 +79,7 @@ class Plan:
     appends: bool
 
     def __init__(self, algorithm: str, quota: Quota, prefix: str, name: str | None) -> None:
-        module = ALGORITHMS[algorithm]
+        module = ALGORITHMS.get(algorithm, hold)
         limit, period = quota.limit, quota.period_us
         burst = quota.burst if module is bucket else limit
         self.algorithm = algorithm
@@ -97,7 +89,11 @@ class Plan:
         self.period = period
         self.burst = burst
         self.capacity = burst
-        self.prefix = f"{prefix}:v1:{algorithm}:{period}:{name + ':' if name else ''}"
+        #: Whether what is given back is booked where it was taken. A bucket takes it as of now.
+        self.dated = module is not bucket
+        parts = [prefix, "v1", algorithm, *([str(period)] if module is not hold else ())]
+        self.prefix = ":".join([*parts, *([name] if name else ()), ""])
+        self.rules = (Rule(quota, algorithm, name=name),) if module is not hold else ()
         steps: Steps[Any] = module.bind(limit, period, burst)
         self.take, self.queue, self.adjust = steps[:3]
         self.reset_at, self.owed, self.same, self.dump, self.appends = steps[3:]
@@ -110,12 +106,79 @@ class Plan:
         return f"Plan({self.algorithm!r}, {str(self.quota)!r}, prefix={self.prefix!r})"
 
 
-def algorithm_name(using: object) -> str:
-    """The name of the algorithm meant by `using=`: a string or a `RateLimiterType`."""
-    name = using.value if isinstance(using, RateLimiterType) else using
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        raise DataError(f"Invalid algorithm: {using!r}, must be one of {', '.join(ALGORITHMS)}.")
-    return name
+class Joint:
+    """Several plans that a call has to keep all at once, or it keeps none.
+
+    A call fits when it fits by all of them; its slot is the latest of theirs, and by every plan it
+    is booked there. With holds, nothing is admitted before the end of the last penalty.
+    """
+
+    __slots__ = ("_costs", "capacity", "holds", "kind", "members", "plans", "prefix", "rules")
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        rules: Sequence[Rule],
+        holds: Sequence[Plan] = (),
+        costs: Sequence[int] | None = None,
+    ) -> None:
+        """`costs`: what every call costs by each plan; by default as the rules say."""
+        self.plans = tuple(plans)
+        #: One a plan, with everything said that a user may leave open.
+        self.rules = tuple(rules)
+        self.holds = tuple(holds)
+        #: All that is looked at: the plans, then the holds.
+        self.members = self.plans + self.holds
+        self.kind = "joint"
+        #: Tells a joint from others; its keys are those of its members.
+        self.prefix = "+".join([plan.prefix for plan in self.members])
+        self._costs = [rule.cost for rule in rules] if costs is None else costs
+        counting = zip(self.plans, self._costs, strict=True)
+        #: A call that costs more can never fit.
+        self.capacity = min(
+            [plan.capacity for plan, fixed in counting if fixed is None], default=MAX_LIMIT
+        )
+
+    def costs(self, cost: int) -> tuple[int, ...]:
+        """What a call of that cost costs by each plan; nothing by any if it only looks."""
+        if not cost:
+            return (0,) * len(self.plans)
+        return tuple([cost if fixed is None else fixed for fixed in self._costs])
+
+    def keys(self, key: str) -> tuple[str, ...]:
+        """The keys of its members where all are the same."""
+        return (key,) * len(self.members)
+
+    def __repr__(self) -> str:
+        return f"Joint({list(self.members)!r})"
+
+
+def make_joint(plans: Sequence[Plan], rules: Sequence[Rule], holds: Sequence[Plan] = ()) -> Joint:
+    """The joint of plans by rules, for calls with one key.
+
+    Raises `DataError` for two that would count into one another, and for a fixed cost that can
+    never fit.
+    """
+    seen: dict[str, Plan] = {}
+    for plan, rule in zip(plans, rules, strict=True):
+        if rule.cost is not None and rule.cost > plan.capacity:
+            raise DataError(
+                f"Invalid cost: {rule.cost} of {rule!r} can never fit, must be at most "
+                f"{plan.capacity}."
+            )
+        other = seen.setdefault(plan.prefix, plan)
+        if other is not plan or list(plans).count(plan) > 1:
+            raise DataError(
+                f"Invalid quota: {str(other.quota)!r} and {str(plan.quota)!r} would count under "
+                f"the same keys, for algorithm and period are the same; name the rules: "
+                f"Rule({str(plan.quota)!r}, name=...)."
+            )
+    return Joint(plans, rules, holds)
+
+
+def hold_plan(prefix: str) -> Plan:
+    """The plan of what penalties leave behind, one for all limits of a prefix."""
+    return _plan(HOLD, per_sec(1), prefix, None)
 
 
 def make_plan(
@@ -126,14 +189,9 @@ def make_plan(
     Raises `DataError` for an unknown algorithm, for a prefix or name that would make keys
     ambiguous, and for a log that is too long.
     """
-    for what, text in (("key_prefix", prefix), ("rule name", name)):
-        if text is None and what == "rule name":
-            continue
-        if not isinstance(text, str) or not text or any(brace in text for brace in "{}"):
-            raise DataError(
-                f"Invalid {what}: {text!r}, must be a non-empty string without braces "
-                f"(they mark the part of a key that Redis Cluster hashes)."
-            )
+    check_name("key_prefix", prefix)
+    if name is not None:
+        check_name("rule name", name)
     return _plan(algorithm_name(using), quota, prefix, name)
 
 

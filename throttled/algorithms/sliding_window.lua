@@ -1,7 +1,7 @@
 -- The twin of sliding_window.py: the same operations in the same order.
 -- State: at, previous, current, last.
 fields, rule = 4, function(
-  op, now, cost, patience, limit, period, burst, at, previous, current, last
+  op, now, cost, patience, soonest, limit, period, burst, at, previous, current, last
 )
   local floor = math.floor
   local wait, free, written
@@ -32,7 +32,7 @@ fields, rule = 4, function(
     local need = previous * (stop - last)
     local have = room * period
     local fits = room >= 0 and (need < have or (need == have and have < 2 ^ 53))
-    if cost == 0 or (fits and not queued) then
+    if cost == 0 or (fits and not queued and soonest <= now) then
       wait = 0
       if cost > 0 and patience >= 0 then
         current = current + cost
@@ -50,6 +50,7 @@ fields, rule = 4, function(
       else
         slot = stop + period - floor((limit - cost) * period / current)
       end
+      if soonest > slot then slot = soonest end
       wait = slot - now
       if wait <= patience then
         if slot >= stop then

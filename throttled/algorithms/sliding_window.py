@@ -75,7 +75,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         return None
 
     def queue(
-        state: State | None, now: float, cost: int, patience: float
+        state: State | None, now: float, cost: int, patience: float, soonest: float = 0.0
     ) -> tuple[State | None, float, float, float]:
         at, previous, current, last, start, stepped = advance(state, now)
         queued = last > at
@@ -85,7 +85,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         have = room * span
         fits = room >= 0.0 and (need < have or need == have < EXACT)
         written: State | None = (at, previous, current, last) if stepped else None
-        if not cost or (fits and not queued):
+        if not cost or (fits and not queued and soonest <= now):
             wait = 0.0
         elif cost > most:
             wait = inf
@@ -98,6 +98,8 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                     slot = last + 1.0  # only where have is no longer exact
             else:
                 slot = end + span - (most - cost) * span / current // 1.0
+            if soonest > slot:
+                slot = soonest
             wait = slot - now
             if wait <= patience:
                 if slot >= end:

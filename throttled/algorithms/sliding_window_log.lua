@@ -3,7 +3,9 @@
 -- O(1), the rest by halves. Nothing is written before all is known.
 --
 -- It is one function, for a run pays for each that it makes. Its parts are named as in the twin.
-fields, rule = nil, function(op, now, cost, patience, limit, period, burst, key)
+fields, rule = nil, function(
+  op, now, cost, patience, soonest, limit, period, burst, key
+)
   local call = redis.call
   local tail = redis.pcall('LRANGE', key, -3, -1)
   if tail.err then error(tail.err, 0) end
@@ -114,7 +116,7 @@ fields, rule = nil, function(op, now, cost, patience, limit, period, burst, key)
   local wait, used = 0, total - base
 
   if op == 'admit' then
-    if cost == 0 or (used + cost <= limit and last <= at) then
+    if cost == 0 or (used + cost <= limit and last <= at and soonest <= now) then
       if cost > 0 and patience >= 0 then
         slot = at
         used = used + cost
@@ -122,7 +124,7 @@ fields, rule = nil, function(op, now, cost, patience, limit, period, burst, key)
     elseif cost > limit then
       wait = math.huge
     else
-      local soonest = last > at and last or at
+      local free = last > at and last or at
       local bar = total + cost - limit
       if base < bar then
         local entry, size, search = inside(key, marked, back)
@@ -132,13 +134,14 @@ fields, rule = nil, function(op, now, cost, patience, limit, period, burst, key)
         if newest >= bar then
           _, edge = search(head, first, count - 1, function(_, before) return before >= bar end)
         end
-        if edge + period > soonest then soonest = edge + period end
+        if edge + period > free then free = edge + period end
       end
-      wait = soonest - now
+      if soonest > free then free = soonest end
+      wait = free - now
       if wait <= patience then
         -- A promise keeps what it found, expired or not, so that it can be undone.
         if not stepped then head = 0 end
-        slot, promised = soonest, true
+        slot, promised = free, true
       end
     end
     if stepped and not slot then
@@ -153,9 +156,10 @@ fields, rule = nil, function(op, now, cost, patience, limit, period, burst, key)
     local entry, size, search, entries_from = inside(key, marked, back)
     local give, asked, count = -cost, patience, size()
     local stop, after, _ = count, total, nil
-    if asked and asked < last then
-      if asked < first then return end
-      stop = search(head, first, count - 1, function(s) return s > asked end)
+    local latest = asked or at
+    if latest < last then
+      if latest < first then return end
+      stop = search(head, first, count - 1, function(s) return s > latest end)
       _, after = entry(stop)
     end
     entries, from = {}, stop

@@ -120,7 +120,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         return append(state, at, cost)
 
     def queue(
-        state: State | None, now: float, cost: int, patience: float
+        state: State | None, now: float, cost: int, patience: float, soonest: float = 0.0
     ) -> tuple[State | None, float, float, float, Append | None]:
         stepped = False
         if state is None:
@@ -135,7 +135,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             used = total - befores[head]
             last = slots[tail - 1]
         written = state if stepped else None
-        if not cost or (used + cost <= most and last <= at):
+        if not cost or (used + cost <= most and last <= at and soonest <= now):
             wait = 0.0
         elif cost > most:
             wait = inf
@@ -144,6 +144,8 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             first = bisect_left(befores, total + cost - most, head, tail)
             if first > head and slots[first - 1] + span > slot:
                 slot = slots[first - 1] + span
+            if soonest > slot:
+                slot = soonest
             wait = slot - now
             if wait <= patience:
                 if not stepped:
@@ -173,9 +175,9 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             last = slots[tail - 1] if head < tail else at
             return append(state, last if last > at else at, delta)
 
-        # Newest first: what was taken for the slot, or for any slot when none is named.
+        # Newest first: what was taken for the slot, or for any that has come when none is named.
         give = float(-delta)
-        index = tail if slot is None else bisect_right(slots, slot, head, tail)
+        index = bisect_right(slots, at if slot is None else slot, head, tail)
         kept: list[tuple[float, float]] = []  # (slot, cost) of what stays of the entries touched
         end = index
         while index > head and give > 0.0 and (slot is None or slots[index - 1] == slot):

@@ -25,12 +25,13 @@ class Take(Protocol[S_contra]):
 
 
 class Queue(Protocol[S_contra]):
-    """`(state, now, cost, patience) -> (new state or None, wait, remaining, reset_after)`.
+    """`(state, now, cost, patience, soonest) -> (new state or None, wait, remaining, reset_after)`.
 
     The other half, for a cost that does not fit now or is only looked at (patience `LOOK`, or a
     cost of 0). All instants and durations are whole µs in floats. `wait` is 0 when the cost fits
     now, n when it fits in n µs and not earlier, inf when it can never fit. It is taken if and only
-    if `wait <= patience`; a new state of None means: write nothing. (A new state with
+    if `wait <= patience`; a new state of None means: write nothing. No slot is given before
+    `soonest`, where another rule has put it off. (A new state with
     `wait > patience` only says that the clock has stepped back by more than a period; the store
     writes it, or the key would be measured against an instant that lies far ahead.)
 
@@ -38,7 +39,13 @@ class Queue(Protocol[S_contra]):
     """
 
     def __call__(
-        self, state: S_contra | None, now: float, cost: int, patience: float, /
+        self,
+        state: S_contra | None,
+        now: float,
+        cost: int,
+        patience: float,
+        soonest: float = 0.0,
+        /,
     ) -> tuple[Any, ...]: ...
 
 
@@ -46,7 +53,7 @@ class Adjust(Protocol[S]):
     """`(state, now, delta, slot) -> (new state or None, what to append or None)`.
 
     `delta > 0` charges, whatever the limit says; `delta < 0` gives back what was taken for
-    `slot` (None: the newest), as far as nobody promised a later slot needs it.
+    `slot` (None: the newest that has come), as far as nobody promised a later slot needs it.
     """
 
     def __call__(
