@@ -183,7 +183,7 @@ def test_one_bad_key_spoils_nobody_elses_call(
 ) -> None:
     store = callers.store(proxy.url, PATIENT)
     limiter = callers.limiter(store)
-    name = limiter._plan.prefix + "{%s}"
+    name = limiter._terms.plan.prefix + "{%s}"
     with valkey.client() as client:
         client.lpush(name % f"list-{key}", "x")
         client.set(name % f"text-{key}", "garbage")

@@ -203,11 +203,11 @@ def test_a_look_always_asks(limit: Limit, callers: Callers) -> None:
 
 
 def reset(limit: Limit, limiter: Any, promise: Any) -> tuple[Any, ...]:
-    return limit.store.reset, limiter._plan, "key"
+    return limit.store.reset, limiter._terms.plan, "key"
 
 
 def refund(limit: Limit, limiter: Any, promise: Any) -> tuple[Any, ...]:
-    return limit.store.adjust, limiter._plan, "key", -1
+    return limit.store.adjust, limiter._terms.plan, "key", -1
 
 
 def withdraw(limit: Limit, limiter: Any, promise: Any) -> tuple[Any, ...]:
@@ -231,7 +231,7 @@ def test_who_gives_back_through_the_store_is_heard_at_once(
     promise = None
     if change in (withdraw, undo):
         # A slot far away, which leaves nothing for a cost of 1 before it.
-        promise = callers.wait(limit.store.run, limiter._plan, "key", 2, 1e15)[0]
+        promise = callers.wait(limit.store.run, limiter._terms.plan, "key", 2, 1e15)[0]
     assert limit.source(limiter) == "server"
     assert limit.source(limiter) == "local-deny"
     callers.wait(*change(limit, limiter, promise))
@@ -253,7 +253,7 @@ def test_a_refusal_that_was_under_way_meanwhile_is_not_believed(
     callers.wait(limiter.limit, "key", 2 if change in (reset, refund) else 1)
     promise = None
     if change in (withdraw, undo):
-        promise = callers.wait(limit.store.run, limiter._plan, "key", 2, 1e15)[0]
+        promise = callers.wait(limit.store.run, limiter._terms.plan, "key", 2, 1e15)[0]
     proxy.mode = "hold"
     refused = callers.call(limiter.limit, "key")
     assert proxy.caught.wait(servers.PATIENCE)
@@ -336,13 +336,13 @@ class Twin:
         if what == "many":
             return self.limiter.limit_many([("key", one), ("key", two), ("key", one)])
         if what == "promise":
-            self.store.run(self.limiter._plan, "key", one, 1e9)
+            self.store.run(self.limiter._terms.plan, "key", one, 1e9)
         elif what == "peek":
             self.limiter.peek("key", one)
         elif what == "adjust":
-            self.store.adjust(self.limiter._plan, "key", one)
+            self.store.adjust(self.limiter._terms.plan, "key", one)
         elif what == "reset":
-            self.store.reset(self.limiter._plan, "key")
+            self.store.reset(self.limiter._terms.plan, "key")
         else:
             self.clock.advance(one)
         return []

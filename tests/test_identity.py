@@ -76,7 +76,7 @@ def test_the_server_keeps_the_digest_in_place_of_the_key(
     assert callers.wait(limiter.limit_many, [SECRET] * 2)[1].state.remaining == 2
     assert empty.ask("KEYS", "*") == [PREFIX.encode() + b"{" + digest + b"}"]
     assert callers.wait(limiter.peek, SECRET).remaining == 2
-    callers.wait(store.reset, limiter._plan, SECRET)
+    callers.wait(store.reset, limiter._terms.plan, SECRET)
     assert empty.ask("DBSIZE") == 0
 
 
@@ -89,7 +89,7 @@ def test_nothing_of_the_key_is_readable_in_the_server(
     limiter = callers.limiter(store, "5/m", using=algorithm)
     callers.wait(limiter.limit, SECRET, 5)
     assert callers.wait(limiter.limit, SECRET).limited
-    promised = callers.wait(store.run, limiter._plan, SECRET, 1, 1e9)
+    promised = callers.wait(store.run, limiter._terms.plan, SECRET, 1, 1e9)
     assert isinstance(promised[0], Ticket)
     assert not any(map(readable, everything(empty)))
     callers.wait(store.withdraw, promised[0])
@@ -135,7 +135,7 @@ def test_a_prefix_separates_limits(empty: Server, callers: Callers) -> None:
     one, two = (callers.limiter(store, "5/m", key_prefix=name) for name in ("logins", "mails"))
     assert [callers.wait(one.limit, SECRET).state.remaining for _ in range(2)] == [4, 3]
     assert callers.wait(two.limit, SECRET).state.remaining == 4
-    callers.wait(store.reset, one._plan, SECRET)
+    callers.wait(store.reset, one._terms.plan, SECRET)
     [name] = empty.ask("KEYS", "*")
     assert name.startswith(b"mails:v1:token_bucket:60000000:{")
 
@@ -208,7 +208,7 @@ def test_errors_do_not_show_the_key(empty: Server, callers: Callers) -> None:
     for function, args in (
         (other.limit, (SECRET,)),
         (other.limit_many, ([SECRET],)),
-        (store.adjust, (limiter._plan, SECRET, 1)),
+        (store.adjust, (limiter._terms.plan, SECRET, 1)),
     ):
         with pytest.raises(StateError) as raised:
             callers.wait(function, *args)

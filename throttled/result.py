@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 from throttled._text import plain
+
+if TYPE_CHECKING:
+    from throttled.quota import Rule
 
 _new = object.__new__
 
@@ -19,6 +22,8 @@ Source = Literal[
     "allowed-by-policy",
     "denied-by-policy",
     "shadow",
+    "exempt",
+    "disabled",
 ]
 
 
@@ -47,24 +52,66 @@ class RateLimitState:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a key can spend, and when it can spend more, if nothing else happens meanwhile.
+
+    With 60 per minute, token bucket, 45 used at 12:00:00: `spendable_now=15`, `next_replenish_at`
+    is 12:00:01, `full_at` 12:00:45.
+    """
+
+    #: The largest cost that would be admitted now.
+    spendable_now: int
+    #: When more than that can be spent, in seconds since the epoch; None: it will not be more.
+    next_replenish_at: float | None
+    #: When the key is as if it had never been seen, in seconds since the epoch; now if it is.
+    full_at: float
+
+
+class View(NamedTuple):
+    """What a result says of each rule."""
+
+    rules: tuple[Rule, ...]
+    states: tuple[RateLimitState, ...]
+    binding: int
+    held: bool
+
+
 class RateLimitResult:
     """The answer to one call: `limited`, its opposite `allowed`, and the `state` of the key.
+
+    Where several rules hold at once, `state` is that of the binding one, `rule`: of a refused call
+    the one that it has to wait for longest, else the one that would be the first to refuse more of
+    the same. `states` has all of them.
 
     A result is always true in a condition, admitted or not: ask `result.limited`.
     """
 
-    __slots__ = ("_asked", "_now", "_plan", "_seen", "_source", "_state", "limited")
+    __slots__ = (
+        "_asked",
+        "_now",
+        "_plan",
+        "_seen",
+        "_source",
+        "_state",
+        "_view",
+        "_would",
+        "limited",
+    )
 
     #: Whether the call was refused.
     limited: bool
     # The state is built when it is asked for, which for most results is never. It is what a look
     # at the stored state `_seen` for the cost `_asked` says at `_now`, or with no `_now` the
-    # store's reply `_seen`. Set from outside: a call costs about as much as its result.
+    # store's reply `_seen`. Set from outside: a call costs about as much as its result. A joint has
+    # a state or reply a plan in `_seen`, and in `_asked` the cost of the call, admitted or not.
     _state: RateLimitState
     _plan: Any
     _seen: Any
     _asked: int
     _now: float | None
+    _view: View
+    _would: bool
     #: Not set by a `MemoryStore`, for which it would cost what a fifth of its decision does.
     _source: Source
 
@@ -72,6 +119,17 @@ class RateLimitResult:
         self.limited = limited
         self._state = state
         self._source = source
+
+    @classmethod
+    def told(
+        cls, limited: bool, source: Source, view: View, would_limit: bool | None = None
+    ) -> Self:
+        """A result that is known in all."""
+        result = cls(limited, view.states[view.binding], source)
+        result._view = view
+        if would_limit is not None:
+            result._would = would_limit
+        return result
 
     @classmethod
     def of(cls, limited: bool, reply: tuple[Any, ...], plan: Any, source: Source) -> Self:
@@ -90,6 +148,14 @@ class RateLimitResult:
         return not self.limited
 
     @property
+    def would_limit(self) -> bool:
+        """Whether the call would have been refused if its limit were enforced: see `enforce=`."""
+        try:
+            return self._would
+        except AttributeError:
+            return self.limited
+
+    @property
     def source(self) -> Source:
         """Who decided.
 
@@ -97,6 +163,8 @@ class RateLimitResult:
         - `"server"`: the server that processes share.
         - `"local-deny"`: this process, by what the server had answered a moment ago.
         - `"fallback"`: the store that stands in for one that failed.
+        - `"shadow"`: a limit that is not enforced; `would_limit` says what it would have done.
+        - `"exempt"`, `"disabled"`: nobody; the key is exempt, or limits are switched off.
         - `"allowed-by-policy"`, `"denied-by-policy"`: nobody could, and `on_store_error` says what
           then. Of the state only `limit` is known: `remaining` and `reset_after` are 0, and so is
           `retry_after` unless denied.
@@ -108,12 +176,87 @@ class RateLimitResult:
 
     @property
     def state(self) -> RateLimitState:
-        """The state of the key after this call."""
+        """The state of the key after this call, by the binding rule."""
         try:
             return self._state
         except AttributeError:
-            self._state = state = state_of(self.reply(), self._plan)
+            if self._plan.kind == "joint":
+                view = self._views()
+                state = view.states[view.binding]
+            else:
+                state = state_of(self.reply()[1:], self._plan.capacity)
+            self._state = state
             return state
+
+    @property
+    def states(self) -> tuple[RateLimitState, ...]:
+        """The state by each rule, in the order of `rules`."""
+        return self._views().states
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that decided, each with its algorithm; empty if none did."""
+        return self._views().rules
+
+    @property
+    def rule(self) -> Rule | None:
+        """The binding rule; None if no rule decided."""
+        view = self._views()
+        return view.rules[view.binding] if view.rules else None
+
+    @property
+    def binding(self) -> int:
+        """The place of the binding rule in `rules` and `states`."""
+        return self._views().binding
+
+    @property
+    def held(self) -> bool:
+        """Whether a penalty stands: nobody passes before its end, whatever the rules say."""
+        return self._views().held
+
+    def _views(self) -> View:
+        try:
+            return self._view
+        except AttributeError:
+            plan = getattr(self, "_plan", None)
+            if plan is None or plan.kind != "joint":
+                view = View(() if plan is None else plan.rules, (self.state,), 0, False)
+            else:
+                view = self._view_of(plan)
+            self._view = view
+            return view
+
+    def _view_of(self, joint: Any) -> View:
+        costs = joint.costs(self._asked)
+        if self._now is None:
+            looks = [tuple(map(float, each[:3])) for each in self._seen]
+        else:
+            asked = costs if self.limited else (0,) * len(costs)
+            held = (self.limited,) * len(joint.holds)
+            looks = [
+                plan.queue(state, self._now, cost, -inf)[1:4]
+                for plan, state, cost in zip(
+                    joint.members, self._seen, (*asked, *held), strict=True
+                )
+            ]
+        # A hold says nothing but when it ends, and that to every rule.
+        ends = [(wait, left) for wait, _, left in looks[len(costs) :]]
+        held_for, held_until = max(ends, default=(0.0, 0.0))
+        states = [
+            state_of(
+                (max(wait, held_for), 0.0 if held_until else free, max(reset_after, held_until)),
+                plan.capacity,
+            )
+            for plan, (wait, free, reset_after) in zip(joint.plans, looks, strict=False)
+        ]
+        if self.limited:
+            order = [(-each.retry_after, each.remaining, -each.reset_after) for each in states]
+        else:
+            order = [
+                (each.remaining // (cost or 1), each.remaining, -each.reset_after)
+                for each, cost in zip(states, costs, strict=True)
+            ]
+        return View(joint.rules, tuple(states), order.index(min(order)), held_until > 0.0)
 
     def reply(self) -> tuple[Any, ...]:
         """The store's reply that this result stands for, durations in µs."""
@@ -134,7 +277,7 @@ class RateLimitResult:
         return hash((self.limited, self.state))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RateLimitResult, (self.limited, self.state, self.source)
+        return self.told, (self.limited, self.source, self._views(), self.would_limit)
 
     def __repr__(self) -> str:
         return (
@@ -142,12 +285,12 @@ class RateLimitResult:
         )
 
 
-def state_of(reply: tuple[Any, ...], plan: Any) -> RateLimitState:
-    """The public state of a store's reply: whole µs become float seconds here."""
-    _, wait, remaining, reset_after = reply
+def state_of(look: tuple[Any, ...], capacity: int) -> RateLimitState:
+    """The public state of wait, remaining and reset_after: whole µs become float seconds here."""
+    wait, remaining, reset_after = look
     # Adding 0.0 turns -0.0 into 0.0.
     return RateLimitState(
-        plan.capacity,
+        capacity,
         int(remaining),
         max(reset_after, 0.0) / 1e6 + 0.0,
         max(wait, 0.0) / 1e6 + 0.0,

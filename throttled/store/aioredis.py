@@ -16,10 +16,11 @@ from throttled.store.loops import AsyncAsk, AsyncLane, AsyncLine, driven, kept, 
 from throttled.store.shared import Shared
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from types import TracebackType
 
-    from throttled.algorithms.plan import Plan
+    from throttled.algorithms.plan import Joint, Plan
+    from throttled.store.base import Change
     from throttled.store.roads import Road
 
 __all__ = ["RedisStore"]
@@ -79,8 +80,8 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
 
     # -- decisions --------------------------------------------------------------------------------
 
-    def bind(self, plan: Plan) -> Callable[[str, int, float], Awaitable[Answer]]:
-        """`(key, cost, patience)` -> the answer by one plan, to be awaited."""
+    def bind(self, plan: Plan | Joint) -> Callable[[str, int, float], Awaitable[Answer]]:
+        """`(key, cost, patience)` -> the answer by one plan or a joint, to be awaited."""
         prefix, denials = plan.prefix, self._denials
         at_hand, tick, send, detach = denials.at_hand, denials.tick, self._send, self._detach
         to_admit, decided = self._to_admit, self._decided
@@ -93,7 +94,7 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
                 if refusal is not None:
                     return refusal
             seen = denials.taken_back
-            call = plan, key, cost, patience
+            call: Any = plan, key, cost, patience
             ask = to_admit(call, sent_at)
             ask.call = call
             future = send(ask)
@@ -193,18 +194,13 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         if ask.call is None:
             return
         try:
-            reply = self._replied(ask, ask.call)
+            ticket, changes = self._undone(ask, ask.call)
         except BaseThrottledError:
             return
-        plan, key, cost, patience = ask.call
-        work: Coroutine[Any, Any, Any]
-        if isinstance(reply[0], Ticket):
-            work = self.withdraw(reply[0])
-        elif cost and reply[1] <= patience:
-            work = self.adjust(plan, key, -cost)
-        else:
-            return
-        kept(work)
+        if ticket is not None:
+            kept(self.withdraw(ticket))
+        if changes:
+            kept(self.adjust_all(changes))
 
     # -- everything else --------------------------------------------------------------------------
 
@@ -213,6 +209,27 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         ask = self._to_adjust(plan, key, delta, slot)
         await self._send(ask)
         return self._changed(ask, plan, key)
+
+    async def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
+        """Charge or give back several in one round trip; says of each whether it changed."""
+        asks = self._to_adjust_all(changes)
+        for wait in [self._send(ask) for ask in asks]:
+            await wait
+        return self._changed_all(asks, changes)
+
+    async def admit_all(
+        self, joint: Joint, keys: Sequence[str], cost: int, patience: float
+    ) -> tuple[Answer, Ticket | None]:
+        """Decide a call that has to keep several plans at once: see `Store.admit_all`."""
+        ask = self._to_ticket(joint, keys, cost, patience)
+        ask.call = joint, keys, cost, patience
+        future = self._send(ask)
+        try:
+            await future
+        except asyncio.CancelledError:
+            self._detach(ask)
+            raise
+        return self._joint_answer(ask.answer, ask.name, ask.call)
 
     async def undo(self, ticket: Ticket) -> bool:
         """Put back the state before a promise, if nobody came after; says whether it did."""
@@ -231,11 +248,14 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
 
         Is seen to its end even if the caller is cancelled: it gives back what others need.
         """
-        await asyncio.shield(kept(self._go(self._waiting.leave(ticket))))
+        parts = ticket.parts or (ticket,)
+        going = [kept(self._go(self._waiting.leave(part))) for part in parts]
+        await asyncio.shield(asyncio.gather(*going))
 
     async def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        await self._go(self._waiting.arrive(ticket))
+        for part in ticket.parts or (ticket,):
+            await self._go(self._waiting.arrive(part))
 
     async def _go(self, steps: Steps) -> None:
         try:

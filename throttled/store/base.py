@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, Literal, Protocol, cast
 from weakref import WeakSet
 
-from throttled.algorithms.plan import LOOK, NOW, Plan
+from throttled.algorithms.plan import LOOK, NOW, Joint, Plan
 from throttled.exceptions import BaseThrottledError, SetUpError
 from throttled.result import RateLimitResult, Source
 
@@ -19,8 +19,10 @@ from throttled.result import RateLimitResult, Source
 #: The call was admitted if and only if `wait <= patience`; the first item is a `Ticket` if it was
 #: admitted with a wait.
 Reply = tuple[Any, ...]
-#: `(plan, key, cost, patience)`
-Call = tuple[Plan, str, int, float]
+#: `(plan or joint, key, cost, patience)`
+Call = tuple[Any, str, int, float]
+#: A plan, a key, and what to charge there (more than 0) or to give back (less), and for which slot.
+Change = tuple[Plan, str, int, float | None]
 #: What a call comes to: its result, or the reply that holds the ticket to wait with.
 Answer = RateLimitResult | Reply
 #: The answer, or the error that stands in its place.
@@ -67,13 +69,15 @@ def sleeper_of(clock: Any) -> Sleeper | None:
 
 
 class Ticket:
-    """A promised slot: what it takes to give it back."""
+    """What was taken at a slot: all it takes to give it back."""
 
     __slots__ = (
         "before",
         "cost",
         "gone",
+        "held",
         "key",
+        "parts",
         "plan",
         "slot",
         "source",
@@ -84,7 +88,7 @@ class Ticket:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Any,
         key: str,
         cost: int,
         wait: float,
@@ -103,9 +107,30 @@ class Ticket:
         self.before = before  # the state before this call …
         self.written = written  # … and the one that it left
         self.gone = False  # given up, but others stand behind: see Waiting
+        self.held = False  # a penalty was set since: see Waiting.hold
+        self.parts: tuple[Ticket, ...] = ()  # of a joint: a ticket a plan
 
     def __repr__(self) -> str:
         return f"Ticket(cost={self.cost}, wait={self.wait / 1e6:g})"  # keys may be secret
+
+
+def joint_ticket(
+    joint: Joint, cost: int, wait: float, slot: float, parts: Sequence[Ticket], store: Any
+) -> Ticket:
+    """The ticket of a call that was admitted by several plans at once."""
+    ticket = Ticket(joint, parts[0].key, cost, wait, slot, None, None, store)
+    ticket.parts = tuple(parts)
+    return ticket
+
+
+def joint_result(
+    limited: bool, joint: Joint, seen: Sequence[Any], cost: int, now: float | None, source: Source
+) -> RateLimitResult:
+    """What a joint decides: by the states `seen` at `now`, or by the replies of its plans."""
+    result = RateLimitResult.of(limited, cast("Any", seen), joint, source)
+    result._now = now
+    result._asked = cost
+    return result
 
 
 def answer_of(reply: Reply, plan: Plan, cost: int, patience: float, source: Source) -> Answer:
@@ -164,6 +189,9 @@ class _AnyStore:
         """How the store gets on with its server, without asking it."""
         return Health()
 
+    def hold(self, plan: Plan, key: str) -> None:
+        """A penalty was set: callers who wait for that key here are to look again."""
+
 
 class Store(_AnyStore, ABC):
     """What a store offers to sync code; a `local` one to async code as well.
@@ -205,8 +233,29 @@ class Store(_AnyStore, ABC):
     def close(self) -> None:
         """Release what the store holds; counts stay where they are."""
 
-    def bind(self, plan: Plan) -> Callable[[str, int, float], Answer]:
-        """`(key, cost, patience)` -> the answer by one plan."""
+    def admit_all(
+        self, joint: Joint, keys: Sequence[str], cost: int, patience: float
+    ) -> tuple[Answer, Ticket | None]:
+        """Decide a call that has to keep several plans at once, each with a key of its own.
+
+        All or nothing, in one step. Returns the answer, and a ticket if the call was admitted, with
+        or without a wait.
+        """
+        raise SetUpError(_UNABLE.format(type(self).__name__))
+
+    def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
+        """Charge or give back several at once; says of each whether anything was changed."""
+        return [self.adjust(*change) for change in changes]
+
+    def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
+        """Forget several at once, each a plan and a key."""
+        for plan, key in names:
+            self.reset(plan, key)
+
+    def bind(self, plan: Plan | Joint) -> Callable[[str, int, float], Answer]:
+        """`(key, cost, patience)` -> the answer by one plan, or by a joint."""
+        if isinstance(plan, Joint):
+            return together(self, plan)
 
         def decide(key: str, cost: int, patience: float) -> Answer:
             return answer_of(self.run(plan, key, cost, patience), plan, cost, patience, self.source)
@@ -245,8 +294,27 @@ class AsyncStore(_AnyStore, ABC):
     @abstractmethod
     async def close(self) -> None: ...
 
-    def bind(self, plan: Plan) -> Callable[[str, int, float], Awaitable[Answer]]:
-        """`(key, cost, patience)` -> the answer by one plan, to be awaited."""
+    async def admit_all(
+        self, joint: Joint, keys: Sequence[str], cost: int, patience: float
+    ) -> tuple[Answer, Ticket | None]:
+        raise SetUpError(_UNABLE.format(type(self).__name__))
+
+    async def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
+        return [await self.adjust(*change) for change in changes]
+
+    async def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
+        for plan, key in names:
+            await self.reset(plan, key)
+
+    def bind(self, plan: Plan | Joint) -> Callable[[str, int, float], Awaitable[Answer]]:
+        """`(key, cost, patience)` -> the answer by one plan or a joint, to be awaited."""
+        if isinstance(plan, Joint):
+            joint = plan
+
+            async def decide_all(key: str, cost: int, patience: float) -> Answer:
+                return (await self.admit_all(joint, joint.keys(key), cost, patience))[0]
+
+            return decide_all
 
         async def decide(key: str, cost: int, patience: float) -> Answer:
             reply = await self.run(plan, key, cost, patience)
@@ -258,6 +326,21 @@ class AsyncStore(_AnyStore, ABC):
         return outcomes_of(await self.run_many(calls_of(plan, calls)), plan, calls, self.source)
 
 
+_UNABLE = (
+    "A {} decides by one rule at a time; several rules, hold=True and reserve() take a MemoryStore "
+    "or a RedisStore, or a store of yours with admit_all()."
+)
+
+
+def together(store: Store, joint: Joint) -> Callable[[str, int, float], Answer]:
+    """`(key, cost, patience)` -> the answer of a joint."""
+
+    def decide(key: str, cost: int, patience: float) -> Answer:
+        return store.admit_all(joint, joint.keys(key), cost, patience)[0]
+
+    return decide
+
+
 def misplaced(store: Store | AsyncStore, asynchronous: bool) -> str | None:
     """Why code of that flavour cannot use a store, as the end of a sentence; None if it can."""
     if not asynchronous and isinstance(store, AsyncStore):
@@ -267,7 +350,7 @@ def misplaced(store: Store | AsyncStore, asynchronous: bool) -> str | None:
     return None
 
 
-def calls_of(plan: Plan, calls: Sequence[tuple[str, int]]) -> list[Call]:
+def calls_of(plan: Plan | Joint, calls: Sequence[tuple[str, int]]) -> list[Call]:
     """Calls by one plan that do not wait, for `run_many`; a cost of 0 only looks."""
     return [(plan, key, cost, NOW if cost else LOOK) for key, cost in calls]
 
@@ -360,6 +443,13 @@ class Waiting:
                 del self._lines[name]
                 return
         yield from self._give_back(name)
+
+    def hold(self, plan: Plan, key: str) -> None:
+        """A penalty was set: whoever of this process waits for that key looks again."""
+        with self._lock:
+            line = self._lines.get((plan.prefix, key))
+            for ticket in line.tickets if line is not None else ():
+                ticket.held = True
 
     def _give_back(self, name: tuple[str, str]) -> Steps:
         """Put back what stands at the end of the line and is gone, the newest first."""

@@ -7,12 +7,18 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from throttled.algorithms.plan import NOW
-from throttled.exceptions import BaseThrottledError, SetUpError, StoreUnavailableError
+from throttled.algorithms.plan import NOW, Joint
+from throttled.exceptions import (
+    BaseThrottledError,
+    DataError,
+    SetUpError,
+    StoreUnavailableError,
+)
 from throttled.result import RateLimitResult
 from throttled.store.base import (
     Answer,
     Call,
+    Change,
     Health,
     Outcome,
     Reply,
@@ -21,6 +27,8 @@ from throttled.store.base import (
     Waiting,
     answer_of,
     calls_of,
+    joint_result,
+    joint_ticket,
     sleeper_of,
 )
 from throttled.store.connection import (
@@ -38,7 +46,7 @@ from throttled.store.lines import Flow, Line, Source
 from throttled.store.policy import checked_policy
 from throttled.store.roads import ClusterRoad, Road
 from throttled.store.shared import Shared, frozen
-from throttled.store.wire import SERVER_TIME, Wording, bulk, digest_of, whole
+from throttled.store.wire import SERVER_TIME, JointWording, Wording, bulk, digest_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -48,6 +56,9 @@ if TYPE_CHECKING:
 _new = object.__new__
 
 AskT = TypeVar("AskT", bound=Ask)
+
+#: A call to admit by a joint: with one key, or with one a member.
+JointCall = tuple[Joint, Any, int, float]
 
 #: More plans than this at once, and their bytes are put together anew.
 _WORDINGS = 1024
@@ -104,7 +115,7 @@ class RedisCalls(Generic[AskT]):
         self.sleeper = sleeper_of(clock)
         self._clock: Any = clock
         self._waiting = Waiting()
-        self._wordings: dict[Plan, Wording] = {}
+        self._wordings: dict[Plan | Joint, Any] = {}
         self._digest = digest_of(hash_keys)
         self.hides_keys = self._digest is not None
         self._options = {**CALM, **checked_options(options)}
@@ -212,28 +223,50 @@ class RedisCalls(Generic[AskT]):
             return bulk(whole(exact()))
         return bulk(whole(round((clock() if at is None else at) * 1e6)))
 
-    def _wording(self, plan: Plan) -> Wording:
+    def _wording(self, plan: Plan | Joint) -> Any:
+        """How a plan (`Wording`) or a joint (`JointWording`) is put."""
         try:
             return self._wordings[plan]
         except KeyError:
             if len(self._wordings) >= _WORDINGS:
                 self._wordings = {}
-            wording = self._wordings[plan] = Wording(plan, self._digest)
+            wording: Any
+            if isinstance(plan, Joint):
+                wording = JointWording(plan, [self._wording(each) for each in plan.members])
+            else:
+                wording = Wording(plan, self._digest)
+            self._wordings[plan] = wording
             return wording
 
     def _to_admit(self, call: Call, at: float | None = None) -> AskT:
         plan, key, cost, patience = call
         wording = self._wording(plan)
-        return self.ask(wording.bulk(key), wording.to_admit(cost, patience), self._now(at))
+        ask = self.ask(wording.bulk(key), wording.to_admit(cost, patience), self._now(at))
+        ask.width = wording.width
+        return ask
+
+    def _to_ticket(self, joint: Joint, keys: Sequence[str], cost: int, patience: float) -> AskT:
+        """An ask to admit a joint whose plans have keys of their own, with a ticket."""
+        # Such a joint is made for one call, so its wording is not kept.
+        wording = JointWording(joint, [self._wording(each) for each in joint.members])
+        groups = wording.to_ask(cost, patience, Wording.to_ticket)
+        ask = self.ask(wording.bulks(keys), groups, self._now())
+        ask.width = wording.width
+        if self._clustered and len(set(keys)) > 1:
+            _check_slots(ask.names)
+        return ask
 
     def _to_admit_all(self, calls: Sequence[Call], at: float | None = None) -> list[AskT]:
         asks: list[AskT] = []
         make, now = self.ask, self._now(at)
-        of = wording = None
+        of: Any = None
+        wording: Any = None
         for plan, key, cost, patience in calls:
             if wording is None or plan is not of:
                 of, wording = plan, self._wording(plan)
-            asks.append(make(wording.bulk(key), wording.to_admit(cost, patience), now))
+            ask = make(wording.bulk(key), wording.to_admit(cost, patience), now)
+            ask.width = wording.width
+            asks.append(ask)
         return asks
 
     def _to_adjust(self, plan: Plan, key: str, delta: int, slot: float | None) -> AskT:
@@ -252,6 +285,19 @@ class RedisCalls(Generic[AskT]):
         wording = self._wording(plan)
         return self.ask(wording.bulk(key), wording.to_reset, self._now())
 
+    def _to_adjust_all(self, changes: Sequence[Change]) -> list[AskT]:
+        return [self._to_adjust(*change) for change in changes]
+
+    def _changed_all(self, asks: Sequence[Ask], changes: Sequence[Change]) -> list[bool]:
+        return [
+            self._changed(ask, plan, key)
+            for ask, (plan, key, _, _) in zip(asks, changes, strict=True)
+        ]
+
+    def hold(self, plan: Plan, key: str) -> None:
+        """A penalty was set: see `Waiting.hold`."""
+        self._waiting.hold(plan, key)
+
     def _changed(self, ask: Ask, plan: Plan, key: str) -> bool:
         """What came of an adjustment, undoing or reset."""
         self._denials.forget(plan, key)
@@ -267,6 +313,85 @@ class RedisCalls(Generic[AskT]):
             lane.queue.append(ask)
         else:
             ask.settle(StoreUnavailableError(lane.breaker.refusal(ask.asked_at)))
+
+    @property
+    def _clustered(self) -> bool:
+        """Whether keys live on several nodes."""
+        if self._factory is not None:
+            return self._factory.cluster
+        return getattr(self._client, "connection_pool", None) is None
+
+    def _joint_answer(
+        self, found: Any, name: bytes, call: JointCall
+    ) -> tuple[Answer, Ticket | None]:
+        """What the reply to a joint comes to, with a ticket if there is something to give back.
+
+        Raises what stands in its place.
+        """
+        joint, keys, cost, patience = call
+        if len(joint.members) == 1:
+            found = [found]
+        if not is_list(found) or not is_list(found[0]):
+            error = found[0] if is_list(found) else found
+            raise error if isinstance(error, BaseThrottledError) else group_error(name, error)
+        wait = max([float(each[0]) for each in found])
+        if isinstance(keys, str):
+            keys = joint.keys(keys)
+        if not cost or wait > patience:
+            return joint_result(wait > 0 and cost > 0, joint, found, cost, None, "server"), None
+        parts: list[Ticket] = []
+        for plan, key, each, reply in zip(
+            joint.plans, keys, joint.costs(cost), found, strict=False
+        ):
+            if self._denials.at_hand:
+                self._denials.outdated(plan, key)
+            if len(reply) == 6:
+                slot, before, written = reply[3:]
+                parts.append(Ticket(plan, key, each, wait, float(slot), before, written, self))
+        if not parts:
+            return joint_result(False, joint, found, cost, None, "server"), None
+        ticket = joint_ticket(joint, cost, wait, parts[0].slot, parts, self)
+        if not wait:
+            return joint_result(False, joint, found, cost, None, "server"), ticket
+        for part in parts:
+            self._waiting.add(part)
+        looks = [tuple(map(float, each[:3])) for each in found]
+        return (ticket, wait, looks), ticket
+
+    def _joint_decided(
+        self, found: Any, name: bytes, call: JointCall, sent_at: float, seen: int
+    ) -> Answer:
+        """What the answer to a joint comes to; a refusal is remembered."""
+        answer, _ = self._joint_answer(found, name, call)
+        joint, key, cost, patience = call
+        if patience >= 0.0 and isinstance(answer, RateLimitResult) and answer.limited:
+            looks = [tuple(map(float, each[:3])) for each in answer._seen]
+            wait = max([look[0] for look in looks])
+            self._denials.refused(joint, key, cost, sent_at, (None, wait, 0.0, 0.0), seen, looks)
+        return answer
+
+    def _undone(self, ask: Ask, call: Any) -> tuple[Ticket | None, list[Change]]:
+        """What gives back a call that nobody waits for any more: a ticket to withdraw, or changes.
+
+        Raises what stands in the place of its reply.
+        """
+        plan, key, cost, patience = call
+        if isinstance(plan, Joint):
+            answer, ticket = self._joint_answer(ask.answer, ask.name, call)
+            if not isinstance(answer, RateLimitResult):
+                return ticket, []
+            if answer.limited or not cost:
+                return None, []
+            keys = plan.keys(key) if isinstance(key, str) else key
+            costs = plan.costs(cost)
+            return None, [
+                (each, name, -costs[place], None)
+                for place, (each, name) in enumerate(zip(plan.plans, keys, strict=False))
+            ]
+        reply = self._replied(ask, call)
+        if isinstance(reply[0], Ticket):
+            return reply[0], []
+        return None, [(plan, key, -cost, None)] if cost and reply[1] <= patience else []
 
     def _replied(self, ask: Ask, call: Call) -> Reply:
         """The reply to a call to admit; raises what stands in its place."""
@@ -295,6 +420,8 @@ class RedisCalls(Generic[AskT]):
     def _decided(self, ask: Ask, call: Call, sent_at: float, seen: int) -> Answer:
         """What the answer to a call comes to; a refusal is remembered."""
         found = ask.answer
+        if call[0].__class__ is Joint:
+            return self._joint_decided(found, ask.name, call, sent_at, seen)
         if found.__class__ is list and found[0] == 0:  # admitted at once, as most are
             if self._denials.at_hand:
                 self._denials.outdated(call[0], call[1])
@@ -315,7 +442,7 @@ class RedisCalls(Generic[AskT]):
         return answer
 
     def _recalled(
-        self, plan: Plan, calls: Sequence[tuple[str, int]], now: float
+        self, plan: Plan | Joint, calls: Sequence[tuple[str, int]], now: float
     ) -> tuple[list[Outcome | None], list[Call]]:
         """Refusals that the server need not repeat, None in the place of others, and the others."""
         at_hand = self._denials.at_hand
@@ -363,3 +490,14 @@ def _client_name(client: Any) -> str:
     if hasattr(pool, "service_name"):
         return f"{pool.service_name} (Sentinel)"
     return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+
+
+def _check_slots(names: Sequence[bytes]) -> None:
+    """`DataError` unless all keys live in one slot of a cluster."""
+    from redis.crc import key_slot
+
+    if len({key_slot(name) for name in names}) > 1:
+        raise DataError(
+            "Invalid pairs: on a Redis Cluster, keys that are decided at once must share a slot: "
+            'pass slot="..." to limit_all, or keys made by Key(..., slot="...").'
+        )

@@ -20,6 +20,7 @@ asks of a part is decided here, once for both flavours:
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,16 +62,17 @@ class Ask:
     Instants are of `time.monotonic`.
     """
 
-    __slots__ = ("answer", "asking", "group", "hops", "key", "lane", "now", "slot")
+    __slots__ = ("answer", "asking", "group", "hops", "key", "lane", "now", "slot", "width")
 
     lane: Any  # where it stands in line
     asked_at: float
     until: float  # when its time has run out
 
     def __init__(self, key: bytes, group: bytes, now: bytes) -> None:
-        self.key = key  # the key in Redis, as Redis reads it
+        self.key = key  # the key in Redis, as Redis reads it; several keys for a joint
         self.group = group
         self.now = now
+        self.width = 1  # how many keys, groups and replies
         self.slot = 0  # in a cluster
         self.answer: Any = UNANSWERED
         self.asking = False  # the next request has to say that an ASK told us to come
@@ -78,8 +80,22 @@ class Ask:
 
     @property
     def name(self) -> bytes:
-        """The key in Redis."""
-        return self.key[self.key.index(b"\n") + 1 : -2]
+        """The key in Redis, of several the first."""
+        if self.width == 1:
+            return self.key[self.key.index(b"\n") + 1 : -2]
+        return self.names[0]
+
+    @property
+    def names(self) -> list[bytes]:
+        """The keys in Redis."""
+        names: list[bytes] = []
+        start = 0
+        for _ in range(self.width):
+            head = self.key.index(b"\n", start) + 1
+            start = head + int(self.key[start + 1 : head - 2])
+            names.append(self.key[head:start])
+            start += 2
+        return names
 
     @property
     def gone(self) -> bool:
@@ -94,21 +110,23 @@ class Ask:
 class Part:
     """Asks that one run of the script answers."""
 
-    __slots__ = ("asks", "request", "skips", "tried")
+    __slots__ = ("asks", "request", "skips", "tried", "width")
 
     def __init__(self, asks: list[Ask]) -> None:
         self.asks = asks
         self.skips = 0  # replies that come before the one of interest
         self.tried: tuple[str, ...] = ()  # what was tried again already
         self.request = b""
+        self.width = sum([ask.width for ask in asks])  # how many replies it gets
 
     def compose(self) -> None:
         """Put the request together."""
         asks = self.asks
         first = asks[0]
-        if len(asks) > 1:
+        self.width = sum([ask.width for ask in asks])
+        if self.width > 1:
             keys = [ask.key for ask in asks]
-            self.request = many(keys, [ask.group for ask in asks], first.now)
+            self.request = many(keys, [ask.group for ask in asks], first.now, self.width)
         else:
             self.request = one(first.key, first.group, first.now)
         if NOSCRIPT in self.tried:
@@ -234,13 +252,19 @@ class Lane:
             raise
 
     def _read(self, part: Part, reply: Any) -> None:
-        if is_list(reply) and len(reply) == len(part.asks) and not read_only(reply):
+        if is_list(reply) and len(reply) == part.width and not read_only(reply):
             if self.ready is None and not self.spoilt:
                 self.breaker.worked()
                 # One that does not stay with us is not at hand for the next caller.
                 self.ready = self.line if self.source.hold else None
-            for ask, found in zip(part.asks, reply, strict=True):
-                ask.settle(found)
+            if part.width == len(part.asks):
+                for ask, found in zip(part.asks, reply, strict=True):
+                    ask.settle(found)
+                return
+            replies = iter(reply)
+            for ask in part.asks:
+                found = next(replies)
+                ask.settle(found if ask.width == 1 else [found, *islice(replies, ask.width - 1)])
             return
         if is_list(reply):
             reply = next((each for each in reply if isinstance(each, bytes)), repr(reply)[:200])

@@ -227,6 +227,7 @@ class AsyncAsk(Ask):
         self.group = group
         self.now = now
         self.slot = self.hops = 0
+        self.width = 1
         self.answer = UNANSWERED
         self.asking = False
         self.call = None

@@ -18,11 +18,13 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from math import inf
 from typing import Any
 
 from cachetools import Cache
 
-from throttled.algorithms.plan import LOOK, NOW, Plan
+from throttled.algorithms.plan import LOOK, NOW, Joint, Plan
 from throttled.exceptions import DataError, SetUpError
 from throttled.result import RateLimitResult
 from throttled.store.base import (
@@ -35,8 +37,11 @@ from throttled.store.base import (
     Waiting,
     answer_of,
     follow,
+    joint_result,
+    joint_ticket,
     new_lock,
     sleeper_of,
+    together,
 )
 
 logger = logging.getLogger("throttled")
@@ -174,6 +179,7 @@ class MemoryStore(Store):
         #: The clock, when it can sleep as well.
         self.sleeper = sleeper_of(clock)
         self._steady = clock is None  # never steps back, so a refusal never writes
+        self._clock = clock
         self._tick = time.monotonic if clock is None else clock
         anchor = 0.0
         if clock is None:
@@ -204,8 +210,10 @@ class MemoryStore(Store):
         answer = self.bind(plan)(key, cost, patience)
         return answer.reply() if isinstance(answer, RateLimitResult) else answer
 
-    def bind(self, plan: Plan) -> Callable[[str, int, float], Answer]:
-        """`(key, cost, patience)` -> the answer by one plan, as fast as can be."""
+    def bind(self, plan: Plan | Joint) -> Callable[[str, int, float], Answer]:
+        """`(key, cost, patience)` -> the answer by one plan or a joint, as fast as can be."""
+        if isinstance(plan, Joint):
+            return self._bind_joint(plan)
         # A closure: what does not change from call to call is at hand, with nothing to look up.
         get, touch, tick, lock = self._cells.get, self._cells.move_to_end, self._tick, self._lock
         prefix, take, queue, appends = plan.prefix, plan.take, plan.queue, plan.appends
@@ -296,17 +304,175 @@ class MemoryStore(Store):
                 slots[index] = slot
                 befores[index] = before
             if cell is None:
-                cell = _new(_Cell)
-                cell.plan = plan
-                cell.state = new
-                table = self._table
-                table.now = now
-                table[name] = cell
+                self._table.now = now
+                self._insert(name, plan, new)
             else:
                 cell.state = new
             if ticket is not None:
                 self._waiting.add(ticket)
         return new
+
+    def _bind_joint(self, joint: Joint) -> Callable[[str, int, float], Answer]:
+        """`(key, cost, patience)` -> the answer of a joint."""
+        decide = together(self, joint)
+        if len(joint.members) != 2 or joint.holds or any(plan.appends for plan in joint.plans):
+            return decide
+
+        # Two rules, known keys, and it fits: the common case, with nothing to look up, and nothing
+        # called under the lock.
+        get, touch, tick, lock = self._cells.get, self._cells.move_to_end, self._tick, self._lock
+        one, other = joint.plans
+        first, second = one.prefix, other.prefix
+        take_one, take_other = one.take, other.take
+        fixed_one, fixed_other = (rule.cost for rule in joint.rules)
+        gone, back, to_whole, new_result, result_class = (
+            _GONE,
+            self._back,
+            _ROUND,
+            _new,
+            RateLimitResult,
+        )
+
+        def decide_two(key: str, cost: int, patience: float) -> Answer:
+            if cost and patience >= 0.0:
+                name, other_name = first + key, second + key
+                now = tick() * 1e6 + to_whole - back
+                cell, other_cell = get(name), get(other_name)
+                if cell is not None and other_cell is not None:
+                    state, other_state = cell.state, other_cell.state
+                    if state is not gone and other_state is not gone:
+                        new = take_one(state, now, fixed_one or cost)
+                        if new is not None:
+                            other_new = take_other(other_state, now, fixed_other or cost)
+                            if other_new is not None:
+                                try:
+                                    touch(name)
+                                    touch(other_name)
+                                except KeyError:
+                                    pass  # evicted a moment ago: the swap below notices
+                                with lock:
+                                    if cell.state is state and other_cell.state is other_state:
+                                        cell.state, other_cell.state = new, other_new
+                                        state = gone
+                                if state is gone:
+                                    result = new_result(result_class)
+                                    result.limited = False
+                                    result._plan = joint
+                                    result._seen = new, other_new
+                                    result._asked = cost
+                                    result._now = now
+                                    return result
+            return decide(key, cost, patience)
+
+        return decide_two
+
+    def admit_all(
+        self, joint: Joint, keys: Sequence[str], cost: int, patience: float
+    ) -> tuple[Answer, Ticket | None]:
+        """Decide a call that has to keep several plans at once: see `Store.admit_all`."""
+        costs = (*joint.costs(cost), *(cost for _ in joint.holds))
+        members = [*zip(joint.members, keys, costs, strict=True)]
+        while True:
+            now = self.now()
+            found = [self._found(plan.prefix + key) for plan, key, _ in members]
+            states = [state for _, state in found]
+            looks = [
+                plan.queue(state, now, each, LOOK)
+                for (plan, _, each), state in zip(members, states, strict=True)
+            ]
+            wait = max([look[1] for look in looks])
+            if not cost or wait > patience:
+                # Nothing is written but what a clock changes that has stepped back.
+                fresh = [look[0] for look in looks]
+                if any(new is not None for new in fresh):
+                    steps = [
+                        (new, None) if new is not None and plan.appends else new
+                        for new, (plan, _, _) in zip(fresh, members, strict=True)
+                    ]
+                    if not self._commit_all(members, found, steps, now):
+                        continue
+                limited = wait > 0.0 and cost > 0
+                return joint_result(limited, joint, states, cost, now, "memory"), None
+            slot = now + wait
+            news: list[Any] = [None] * len(members)
+            parts: list[Ticket] = []
+            for place, plan in enumerate(joint.plans):
+                before, (_, key, each) = states[place], members[place]
+                if wait:
+                    looks[place] = reply = plan.queue(before, now, each, inf, slot)
+                    news[place] = (reply[0], reply[4]) if plan.appends else reply[0]
+                else:
+                    news[place] = plan.take(before, now, each)
+                written = news[place][0] if plan.appends else news[place]
+                # Without a wait it is booked at the instant written.
+                at = slot if wait else written[0]
+                parts.append(Ticket(plan, key, each, wait, at, before, written, self))
+            if not self._commit_all(members, found, news, now, parts if wait else ()):
+                continue
+            ticket = joint_ticket(joint, cost, wait, slot, parts, self)
+            if wait:
+                return (ticket, wait, [look[1:4] for look in looks]), ticket
+            seen = [part.written for part in parts] + states[len(parts) :]
+            return joint_result(False, joint, seen, cost, now, "memory"), ticket
+
+    def _found(self, name: str) -> tuple[_Cell | None, Any]:
+        """The cell of a key, marked as used, and its state."""
+        while True:
+            cell = self._cells.get(name)
+            if cell is None:
+                # It may only be out of the table for a moment, to be looked at for eviction.
+                with self._lock:
+                    cell = self._cells.get(name)
+                if cell is None:
+                    return None, None
+            state = cell.state
+            if state is not _GONE:
+                with suppress(KeyError):
+                    self._cells.move_to_end(name)
+                return cell, state
+
+    def _commit_all(
+        self,
+        members: Sequence[tuple[Plan, str, int]],
+        found: Sequence[tuple[_Cell | None, Any]],
+        news: Sequence[Any],
+        now: float,
+        tickets: Sequence[Ticket] = (),
+    ) -> bool:
+        """Put several new states (None: it stays) in the places of those that they came from: all,
+        or none if one is no longer there. Tickets get in line with them."""
+        fresh: list[tuple[str, Plan, Any]] = []
+        with self._lock:
+            for (plan, key, _), (cell, state) in zip(members, found, strict=True):
+                if plan.prefix + key in self._cells if cell is None else cell.state is not state:
+                    return False
+            for (plan, key, _), (cell, _), new in zip(members, found, news, strict=True):
+                if new is None:
+                    continue
+                if plan.appends:
+                    new, added = new
+                    if added is not None:
+                        slots, befores, index, slot, before = added
+                        slots[index] = slot
+                        befores[index] = before
+                if cell is None:
+                    fresh.append((plan.prefix + key, plan, new))
+                else:
+                    cell.state = new
+            # New keys last, for they may push out others, and these then go as they are now.
+            self._table.now = now
+            for name, plan, new in fresh:
+                self._insert(name, plan, new)
+            for ticket in tickets:
+                self._waiting.add(ticket)
+        return True
+
+    def _insert(self, name: str, plan: Plan, state: Any) -> None:
+        """A new cell, with the lock held."""
+        cell = _new(_Cell)
+        cell.plan = plan
+        cell.state = state
+        self._table[name] = cell
 
     def run_many(self, calls: Sequence[Call]) -> list[Reply]:
         """Decide several independent calls, in order."""
@@ -356,11 +522,17 @@ class MemoryStore(Store):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Give back a promised slot, as if it had never been asked for where that is possible."""
-        follow(self, self._waiting.leave(ticket))
+        for part in ticket.parts or (ticket,):
+            follow(self, self._waiting.leave(part))
 
     def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        follow(self, self._waiting.arrive(ticket))
+        for part in ticket.parts or (ticket,):
+            follow(self, self._waiting.arrive(part))
+
+    def hold(self, plan: Plan, key: str) -> None:
+        """A penalty was set: see `Waiting.hold`."""
+        self._waiting.hold(plan, key)
 
     def reset(self, plan: Plan, key: str) -> None:
         """Forget a key."""

@@ -20,14 +20,14 @@ import logging
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import timedelta
 from math import inf
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from throttled._text import shown
-from throttled.algorithms.plan import Plan, make_plan
+from throttled.algorithms.plan import Joint, Plan, make_plan
 from throttled.exceptions import DataError, SetUpError, StateError, StoreUnavailableError
-from throttled.quota import MAX_PERIOD, Quota, Rate
-from throttled.result import RateLimitResult, RateLimitState
-from throttled.store.base import Answer, AsyncStore, Outcome, Store, misplaced, new_lock
+from throttled.quota import MAX_PERIOD, Quota, Rate, Rule
+from throttled.result import RateLimitResult, RateLimitState, Source, View
+from throttled.store.base import Answer, AsyncStore, Outcome, Store, Ticket, misplaced, new_lock
 from throttled.store.memory import MemoryStore
 
 T = TypeVar("T")
@@ -95,20 +95,34 @@ def share(quota: Quota, n: int) -> Quota:
     return Quota(Rate(period, limit), max(quota.burst // n, 1))
 
 
-class _Level(NamedTuple):
-    """One store of a policy, and the plan that it decides by."""
+class Level(NamedTuple):
+    """One store of a policy, and what it decides by."""
 
     store: Any
-    plan: Plan
+    plan: Plan | Joint
     decide: Callable[[str, int, float], Any]
+
+    @property
+    def joint(self) -> Joint:
+        """The same as a joint, be it of one plan."""
+        plan = self.plan
+        return plan if isinstance(plan, Joint) else Joint((plan,), plan.rules)
 
 
 class Policy:
     """A plan on a store, and what is done when the store fails."""
 
-    __slots__ = ("_levels", "_word", "awaits")
+    __slots__ = ("_report", "_word", "awaits", "levels")
 
-    def __init__(self, store: Any, plan: Plan, on_store_error: Any, asynchronous: bool) -> None:
+    def __init__(
+        self,
+        store: Any,
+        plan: Plan | Joint,
+        on_store_error: Any,
+        asynchronous: bool,
+        report: Callable[[str, int, Exception], Any] | None = None,
+    ) -> None:
+        """`report` hears of every failure of a store: key, cost, error."""
         stores = [store]
         word = checked_policy(on_store_error, asynchronous)
         while not isinstance(word, str):
@@ -117,20 +131,23 @@ class Policy:
             stores.append(word)
             word = checked_policy(word.on_store_error, asynchronous)
         #: Whether decisions have to be awaited.
-        self.awaits = any(isinstance(each, AsyncStore) for each in stores)
-        # Who is asked, in this order, before the word is followed.
-        self._levels = [_Level(each, plan, each.bind(plan)) for each in stores]
+        self.awaits = any(isinstance(each, AsyncStore) for each in stores) or (
+            asynchronous and report is not None
+        )
+        #: Who is asked, in this order, before the word is followed.
+        self.levels = [Level(each, plan, each.bind(plan)) for each in stores]
         if word == "local":
             local, part = _local_store(stores[-1]), _part_of(plan, stores[-1].local_share)
-            self._levels.append(_Level(local, part, local.bind(part)))
+            self.levels.append(Level(local, part, local.bind(part)))
             word = "raise"
         self._word: str = word
+        self._report = report
 
     def bind(self) -> Callable[[str, int, float], Any]:
         """`(key, cost, patience)` -> the answer, to be awaited if the policy `awaits`."""
-        first = self._levels[0]
+        first = self.levels[0]
         ask, instead = first.decide, self._instead
-        if self._word == "raise" and len(self._levels) == 1:
+        if self._word == "raise" and len(self.levels) == 1 and self._report is None:
             return ask
 
         def decide(key: str, cost: int, patience: float) -> Answer:
@@ -154,60 +171,115 @@ class Policy:
 
     def _instead(self, key: str, cost: int, patience: float, error: Exception) -> Flow[Answer]:
         """The answer when the first store has failed with an error."""
-        first, failed = error, self._levels[0]
-        for level in self._levels[1:]:
+
+        def ask(level: Level) -> Any:
+            return level.decide(key, cost, patience)
+
+        def otherwise() -> Answer:
+            return self.by_word(cost)
+
+        answer: Answer = yield from self._others(ask, otherwise, key, cost, error)
+        return answer
+
+    def admit_all(self, key: str, cost: int, patience: float) -> Flow[tuple[Answer, Ticket | None]]:
+        """The answer with a ticket, if there is something to give back."""
+
+        def ask(level: Level) -> Any:
+            joint = level.joint
+            return level.store.admit_all(joint, joint.keys(key), cost, patience)
+
+        answer: tuple[Answer, Ticket | None] = yield from self.tried(
+            ask, lambda: (self.by_word(cost), None), key, cost
+        )
+        return answer
+
+    def tried(
+        self, ask: Callable[[Level], Any], otherwise: Callable[[], Any], key: str, cost: int
+    ) -> Flow[Any]:
+        """What the first store says that does not fail, or what the word comes to otherwise."""
+        try:
+            return (yield ask(self.levels[0]))
+        except FAILURES as error:
+            failed = error
+        return (yield from self._others(ask, otherwise, key, cost, failed))
+
+    def _others(
+        self,
+        ask: Callable[[Level], Any],
+        otherwise: Callable[[], Any],
+        key: str,
+        cost: int,
+        error: Exception,
+    ) -> Flow[Any]:
+        first, failed = error, self.levels[0]
+        if self._report is not None:
+            yield self._report(key, cost, error)
+        for level in self.levels[1:]:
             _warn(failed, error)
             try:
-                answer: Answer = _stood_in((yield level.decide(key, cost, patience)))
-                return answer
+                return _stood_in((yield ask(level)))
             except FAILURES as another:
                 failed, error = level, another
         if self._word == "raise":
-            raise error from first
+            raise error from (None if error is first else first)
         _warn(failed, error)
-        return self._by_word(cost)
+        return otherwise()
 
     def outcomes(self, calls: Sequence[tuple[str, int]]) -> Flow[list[Outcome]]:
         """Answers to calls that do not wait; an error that is to be raised stands in its place."""
         outcomes: list[Any] = [None] * len(calls)
         places: Sequence[int] = range(len(calls))
-        for level in self._levels:
+        for level in self.levels:
             asked = [calls[place] for place in places]
             try:
                 answers: Sequence[Any] = yield level.store.decide_many(level.plan, asked)
             except FAILURES as error:
                 answers = [error] * len(asked)
-            if level is self._levels[0] and set(map(type, answers)) == {RateLimitResult}:
+            if level is self.levels[0] and set(map(type, answers)) == {RateLimitResult}:
                 return list(answers)
             for place, answer in zip(places, answers, strict=True):
-                outcomes[place] = answer if level is self._levels[0] else _stood_in(answer)
+                outcomes[place] = answer if level is self.levels[0] else _stood_in(answer)
             places = [place for place in places if isinstance(outcomes[place], FAILURES)]
-            if not places or (self._word == "raise" and level is self._levels[-1]):
+            if level is self.levels[0] and self._report is not None:
+                for place in places:
+                    yield self._report(*calls[place], outcomes[place])
+            if not places or (self._word == "raise" and level is self.levels[-1]):
                 return outcomes
             for place in places:
                 _warn(level, outcomes[place])
         for place in places:
-            outcomes[place] = self._by_word(calls[place][1])
+            outcomes[place] = self.by_word(calls[place][1])
         return outcomes
 
-    def _by_word(self, cost: int) -> RateLimitResult:
+    def by_word(self, cost: int) -> RateLimitResult:
         """The result where nobody could decide; what is not known of the state is 0."""
-        first, last = self._levels[0], self._levels[-1]
-        capacity = first.plan.capacity
+        plan, last = self.levels[0].plan, self.levels[-1]
         if self._word == "allow" or not cost:
-            return RateLimitResult(
-                False, RateLimitState(capacity, 0, 0.0, 0.0), "allowed-by-policy"
-            )
-        wait = inf if cost > capacity else last.store.health().retry_after or _RETRY_AFTER
-        return RateLimitResult(True, RateLimitState(capacity, 0, 0.0, wait), "denied-by-policy")
+            return undecided(plan, "allowed-by-policy")
+        wait = inf if cost > plan.capacity else last.store.health().retry_after or _RETRY_AFTER
+        return undecided(plan, "denied-by-policy", wait)
+
+
+def undecided(plan: Plan | Joint, source: Source, wait: float | None = None) -> RateLimitResult:
+    """A result without a decision: of the state only the limit is known. Refused if it has a
+    `wait`, in seconds."""
+    limits = [each.capacity for each in (plan.plans if isinstance(plan, Joint) else (plan,))]
+    states = tuple([RateLimitState(limit, 0, 0.0, wait or 0.0) for limit in limits])
+    return RateLimitResult.told(wait is not None, source, View(plan.rules, states, 0, False))
 
 
 def _stood_in(answer: Any) -> Any:
     """The answer of a store that stands in, which says so; an error as it is."""
     if isinstance(answer, RateLimitResult):
         answer._source = "fallback"
-    elif not isinstance(answer, Exception):
-        answer[0].source = "fallback"
+    elif type(answer) is tuple:
+        for each in answer:
+            if isinstance(each, RateLimitResult):
+                each._source = "fallback"
+            elif isinstance(each, Ticket):
+                each.source = "fallback"
+            elif type(each) is tuple:
+                _stood_in(each)
     return answer
 
 
@@ -221,13 +293,21 @@ def _local_store(store: Any) -> MemoryStore:
         return local
 
 
-def _part_of(plan: Plan, n: int) -> Plan:
+def _part_of(plan: Plan | Joint, n: int) -> Plan | Joint:
+    """The share of one of `n` processes in a plan, under the plan's own keys."""
+    if isinstance(plan, Joint):
+        parts = [cast("Plan", _part_of(each, n)) for each in plan.plans]
+        return Joint(parts, [_shared(rule, n) for rule in plan.rules], plan.holds)
     quota = share(plan.quota, n)
     # The prefix of the whole plan tells apart in one memory what it tells apart in the store.
     return plan if quota is plan.quota else make_plan(plan.algorithm, quota, plan.prefix)
 
 
-def _warn(level: _Level, error: Exception) -> None:
+def _shared(rule: Rule, n: int) -> Rule:
+    return Rule(share(rule.quota, n), rule.using, rule.cost, rule.name)
+
+
+def _warn(level: Level, error: Exception) -> None:
     """Log that a policy answers for a damaged key: once for a store and prefix.
 
     That a store cannot be reached is not for each limit on it to log.
@@ -257,7 +337,7 @@ async def afinished(flow: Flow[T]) -> T:
         while True:
             try:
                 answer = await step if isinstance(step, Awaitable) else step
-            except FAILURES as error:
+            except BaseException as error:
                 step = flow.throw(error)
             else:
                 step = flow.send(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from throttled.algorithms.plan import Joint
 from throttled.exceptions import BaseThrottledError
 from throttled.result import RateLimitResult
 from throttled.store.base import Answer, Call, Health, Outcome, Reply, Store, Ticket, follow
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from throttled.algorithms.plan import Plan
+    from throttled.store.base import Change
     from throttled.store.roads import Road
 
 __all__ = ["RedisStore"]
@@ -66,12 +68,13 @@ class RedisStore(RedisCalls[SyncAsk], Store):
 
     # -- decisions --------------------------------------------------------------------------------
 
-    def bind(self, plan: Plan) -> Callable[[str, int, float], Answer]:
-        """`(key, cost, patience)` -> the answer by one plan."""
+    def bind(self, plan: Plan | Joint) -> Callable[[str, int, float], Answer]:
+        """`(key, cost, patience)` -> the answer by one plan, or by a joint."""
         # A closure: what does not change from call to call is at hand, with nothing to look up.
         asking, prefix, denials = self._wording(plan).asking, plan.prefix, self._denials
         at_hand, tick, alone, new_result = denials.at_hand, denials.tick, self._alone, _new
         slowly, answered, real = self._decide, self._answered, self._clock is None
+        decided = self._joint_decided if isinstance(plan, Joint) else None
 
         def decide(key: str, cost: int, patience: float) -> Answer:
             sent_at = tick()
@@ -101,6 +104,10 @@ class RedisStore(RedisCalls[SyncAsk], Store):
                         if lane.queue:
                             lane.kick()
                         found = reply[0]
+                        if decided is not None:
+                            found = reply if len(reply) > 1 else found
+                            call: Any = plan, key, cost, patience
+                            return decided(found, b"", call, sent_at, seen)
                         wait = found[0]
                         if denial is not None and wait == 0:
                             denials.forget(plan, key)
@@ -160,7 +167,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
             self._see_out(waiter, [call])
             raise raised
         self._wait(waiter, [call])
-        return self._answered(self._replied(ask, call), call, sent_at, seen)
+        return self._decided(ask, call, sent_at, seen)
 
     def run(self, plan: Plan, key: str, cost: int, patience: float) -> Reply:
         """Decide one call; `patience` in µs, `LOOK` to change nothing."""
@@ -206,11 +213,11 @@ class RedisStore(RedisCalls[SyncAsk], Store):
         waiter.interrupted()
         for ask, call in zip(waiter.asks, calls, strict=False):
             try:
-                reply = self._replied(ask, call)
-                if isinstance(reply[0], Ticket):
-                    self.withdraw(reply[0])
-                elif call[2] and reply[1] <= call[3]:
-                    self.adjust(call[0], call[1], -call[2])
+                ticket, changes = self._undone(ask, call)
+                if ticket is not None:
+                    self.withdraw(ticket)
+                if changes:
+                    self.adjust_all(changes)
             except BaseThrottledError:
                 pass  # The interrupt is what the caller has to hear of.
 
@@ -219,6 +226,18 @@ class RedisStore(RedisCalls[SyncAsk], Store):
     def adjust(self, plan: Plan, key: str, delta: int, slot: float | None = None) -> bool:
         """Charge (`delta > 0`) or give back; says whether anything was changed."""
         return self._changed(self._sent([self._to_adjust(plan, key, delta, slot)])[0], plan, key)
+
+    def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
+        """Charge or give back several in one round trip; says of each whether it changed."""
+        return self._changed_all(self._sent(self._to_adjust_all(changes)), changes)
+
+    def admit_all(
+        self, joint: Joint, keys: Sequence[str], cost: int, patience: float
+    ) -> tuple[Answer, Ticket | None]:
+        """Decide a call that has to keep several plans at once: see `Store.admit_all`."""
+        call: Any = joint, keys, cost, patience
+        ask = self._sent([self._to_ticket(*call)], [call])[0]
+        return self._joint_answer(ask.answer, ask.name, call)
 
     def undo(self, ticket: Ticket) -> bool:
         """Put back the state before a promise, if nobody came after; says whether it did."""
@@ -230,11 +249,13 @@ class RedisStore(RedisCalls[SyncAsk], Store):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Give back a promised slot, as if it had never been asked for where that is possible."""
-        follow(self, self._waiting.leave(ticket))
+        for part in ticket.parts or (ticket,):
+            follow(self, self._waiting.leave(part))
 
     def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        follow(self, self._waiting.arrive(ticket))
+        for part in ticket.parts or (ticket,):
+            follow(self, self._waiting.arrive(part))
 
     def health(self) -> Health:
         """How the store gets on with its server, without asking it."""

@@ -12,7 +12,7 @@ from throttled.exceptions import DataError
 from throttled.store.script import SCRIPT, SCRIPT_SHA
 
 if TYPE_CHECKING:
-    from throttled.algorithms.plan import Plan
+    from throttled.algorithms.plan import Joint, Plan
 
 
 def bulk(text: bytes) -> bytes:
@@ -42,9 +42,12 @@ def one(key: bytes, group: bytes, now: bytes = SERVER_TIME) -> bytes:
     return b"%b%b%b%b" % (_SINGLE, key, now, group)
 
 
-def many(keys: Sequence[bytes], groups: Sequence[bytes], now: bytes = SERVER_TIME) -> bytes:
-    """The request for any number of groups and their keys."""
-    count = len(keys)
+def many(
+    keys: Sequence[bytes], groups: Sequence[bytes], now: bytes = SERVER_TIME, count: int = 0
+) -> bytes:
+    """The request for any number of groups and their keys, which may stand several together:
+    `count` says how many there are then."""
+    count = count or len(keys)
     head = b"*%d\r\n" % (4 + 8 * count) + _EVALSHA + bulk(b"%d" % count)
     return b"".join((head, *keys, now, *groups))
 
@@ -77,6 +80,61 @@ def digest_of(hash_keys: object) -> Callable[[str], str] | None:
     return lambda key: digest(secret, key.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
+class JointWording:
+    """A joint in bytes: what its plans say, one after the other, joined."""
+
+    __slots__ = ("_groups", "_heads", "_joint", "_parts", "width")
+
+    def __init__(self, joint: Joint, parts: Sequence[Wording]) -> None:
+        self._joint = joint
+        self._parts = parts
+        self.width = len(parts)
+        self._heads: dict[str, bytes] = {}
+        self._groups: dict[tuple[int, float], bytes] = {}
+
+    def bulk(self, key: str) -> bytes:
+        """The keys in Redis, where the caller's is the same for all."""
+        return self.bulks((key,) * self.width)
+
+    def bulks(self, keys: Sequence[str]) -> bytes:
+        """The keys in Redis, as Redis reads them."""
+        return b"".join([part.bulk(key) for part, key in zip(self._parts, keys, strict=True)])
+
+    def asking(self, key: str, cost: int, patience: float) -> bytes:
+        """The whole request to admit one call by the server's time, in as few steps as can be."""
+        head = self._heads.get(key) or self._head(key)
+        return head + (self._groups.get((cost, patience)) or self.to_admit(cost, patience))
+
+    def _head(self, key: str) -> bytes:
+        if len(self._heads) >= _KEPT:
+            self._heads = {}
+        head = many([self.bulk(key)], [], count=self.width)
+        if len(key) <= _LONG:
+            self._heads[key] = head
+        return head
+
+    def to_admit(self, cost: int, patience: float) -> bytes:
+        """The groups that ask for a cost; kept, for most calls are like others before them."""
+        groups = self._groups.get((cost, patience))
+        if groups is None:
+            groups = self.to_ask(cost, patience, Wording.to_admit)
+            if len(self._groups) >= _KEPT:
+                self._groups = {}
+            self._groups[cost, patience] = groups
+        return groups
+
+    def to_ask(
+        self, cost: int, patience: float, last: Callable[[Wording, int, float], bytes]
+    ) -> bytes:
+        """The groups that ask for a cost, the last of them as `last` puts it."""
+        costs = (*self._joint.costs(cost), *(cost for _ in self._joint.holds))
+        groups = [
+            part.to_join(each, patience) for part, each in zip(self._parts, costs, strict=True)
+        ]
+        groups[-1] = last(self._parts[-1], costs[-1], patience)
+        return b"".join(groups)
+
+
 class Wording:
     """A plan in bytes: all that does not change from call to call."""
 
@@ -86,19 +144,24 @@ class Wording:
         "_digest",
         "_groups",
         "_heads",
+        "_join",
         "_names",
         "_prefix",
+        "_ticket",
         "_undo",
         "to_reset",
     )
+
+    #: How many keys it takes.
+    width = 1
 
     def __init__(self, plan: Plan, digest: Callable[[str], str] | None = None) -> None:
         numbers = b"".join(bulk(b"%d" % n) for n in (plan.limit, plan.period, plan.burst))
         rest = bulk(plan.kind.encode()) + numbers
         self._digest = digest
         self._prefix = plan.prefix.encode("utf-8", "surrogatepass") + b"{"
-        self._admit, self._adjust, self._undo, reset = (
-            bulk(op) + rest for op in (b"admit", b"adjust", b"undo", b"reset")
+        self._admit, self._adjust, self._undo, self._join, self._ticket, reset = (
+            bulk(op) + rest for op in (b"admit", b"adjust", b"undo", b"join", b"ticket", b"reset")
         )
         #: The group that forgets a key.
         self.to_reset = reset + bulk(b"") + bulk(b"")
@@ -115,11 +178,20 @@ class Wording:
         if name is None:
             if len(self._names) >= _KEPT:
                 self._names = {}
-            text = escaped(key) if self._digest is None else self._digest(key)
-            name = bulk(self._prefix + text.encode("utf-8", "surrogatepass") + b"}")
+            name = bulk(self._prefix + self._name(key))
             if len(key) <= _LONG:
                 self._names[key] = name
         return name
+
+    def _name(self, key: str) -> bytes:
+        """What follows the brace that opens the hash tag."""
+        write = escaped if self._digest is None else self._digest
+        slot = getattr(key, "slot", None)
+        if slot is None:
+            return write(key).encode("utf-8", "surrogatepass") + b"}"
+        # The slot is the tag, and the key of the caller follows it.
+        text = f"{write(slot)}}}:{write(key.text)}"  # type: ignore[attr-defined]
+        return text.encode("utf-8", "surrogatepass")
 
     def asking(self, key: str, cost: int, patience: float) -> bytes:
         """The whole request to admit one call by the server's time, in as few steps as can be."""
@@ -144,6 +216,14 @@ class Wording:
                 self._groups = {}
             self._groups[cost, patience] = group
         return group
+
+    def to_join(self, cost: int, patience: float) -> bytes:
+        """The group that asks for a cost together with the group after it."""
+        return self._join + bulk(whole(cost)) + bulk(whole(patience))
+
+    def to_ticket(self, cost: int, patience: float) -> bytes:
+        """The group that asks for a cost, and for the slot that it is booked for."""
+        return self._ticket + bulk(whole(cost)) + bulk(whole(patience))
 
     def to_adjust(self, delta: int, slot: float | None) -> bytes:
         return self._adjust + bulk(whole(delta)) + bulk(b"" if slot is None else whole(slot))
