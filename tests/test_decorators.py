@@ -12,7 +12,7 @@ import pytest
 
 from throttled import MemoryStore, Throttled
 from throttled.asyncio import Throttled as AsyncThrottled
-from throttled.exceptions import LimitedError
+from throttled.exceptions import DataError, LimitedError
 from throttled.testing import FakeClock
 
 
@@ -342,3 +342,34 @@ def test_sync_refuses_async_functions(store: MemoryStore, func: Any) -> None:
 def test_async_refuses_sync_functions(store: MemoryStore, func: Any) -> None:
     with pytest.raises(TypeError, match=r"is not async.*throttled\.Throttled"):
         async_(store)(func)
+
+
+# -- per= and key= that do not suit ---------------------------------------------------------------
+
+
+def test_per_item_is_for_generators(store: MemoryStore) -> None:
+    def function() -> list[int]:
+        return [1]
+
+    with pytest.raises(DataError, match=r"Invalid per: 'item', .*function is no generator f"):
+        sync(store, per="item")(function)
+    with pytest.raises(DataError, match=r"Invalid per: 'item', coroutine is no async generator f"):
+        async_(store, per="item")(coroutine)
+    with pytest.raises(DataError, match=r"Invalid per: 'item'"):
+        sync(store, per="item")(staticmethod(function))
+    with pytest.raises(TypeError, match="is async"):
+        sync(store, per="item")(async_generator)
+
+
+@pytest.mark.parametrize("per", ["items", None, 1, "CALL", ""], ids=repr)
+def test_per_is_call_or_item(store: MemoryStore, per: Any) -> None:
+    for flavour in (sync, async_):
+        with pytest.raises(DataError, match=f"Invalid per: {per!r}, must be 'call' or 'item'"):
+            flavour(store, per=per)
+
+
+async def test_without_a_key_there_is_nothing_to_limit_by(store: MemoryStore) -> None:
+    with pytest.raises(DataError, match=r"Invalid key: None.*key="):
+        Throttled(store=store)(lambda: None)
+    with pytest.raises(DataError, match=r"Invalid key: None.*key="):
+        AsyncThrottled(store=store)(coroutine)

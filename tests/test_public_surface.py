@@ -34,7 +34,7 @@ def test_all_is_right(name: str | None) -> None:
 
 
 def test_what_the_namespaces_share_and_what_not() -> None:
-    differing = {"Throttled", "RedisStore", "store"}
+    differing = {"Hook", "Throttled", "RedisStore", "store"}
     for name in throttled.__all__:
         same = getattr(throttled, name) is getattr(throttled.asyncio, name)
         assert same != (name in differing), name
@@ -48,14 +48,44 @@ def parameters(call: Any) -> list[tuple[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["__init__", "limit", "limit_many", "peek", "__call__"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__init__",
+        "limit",
+        "limit_many",
+        "limit_all",
+        "peek",
+        "forecast",
+        "reserve",
+        "debit",
+        "refund",
+        "reset",
+        "penalize",
+        "wrap",
+        "__call__",
+    ],
+)
 def test_both_flavours_take_the_same_arguments(name: str) -> None:
     sync, async_ = throttled.Throttled, throttled.asyncio.Throttled
     assert parameters(getattr(sync, name)) == parameters(getattr(async_, name))
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "run_many", "adjust", "undo", "withdraw", "arrived", "reset", "close"]
+    "name",
+    [
+        "run",
+        "run_many",
+        "admit_all",
+        "adjust",
+        "adjust_all",
+        "undo",
+        "withdraw",
+        "arrived",
+        "reset",
+        "reset_all",
+        "close",
+    ],
 )
 def test_both_redis_stores_take_the_same_arguments(name: str) -> None:
     sync = getattr(throttled.store.RedisStore, name)
@@ -76,10 +106,10 @@ def test_all_stores_decide_and_report_by_the_same_arguments(name: str) -> None:
 
 def test_parameters_and_defaults_people_rely_on() -> None:
     throttle = throttled.Throttled
-    assert parameters(throttle.limit) == [("key", None), ("cost", 1), ("timeout", None)]
+    assert parameters(throttle.limit)[:3] == [("key", None), ("cost", 1), ("timeout", None)]
     names = [name for name, _ in parameters(throttle.__init__)]
     assert names[:6] == ["key", "timeout", "using", "quota", "store", "cost"]
-    assert names[6:] == ["key_prefix", "on_store_error"]
+    assert {"key_prefix", "on_store_error", "hooks", "hold", "enforce", "exempt"} < {*names[6:]}
     plain = throttle()
     assert (plain.key, plain.timeout, plain.cost) == (None, -1, 1)
     assert plain.on_store_error == "raise"
@@ -107,7 +137,11 @@ def test_parameters_and_defaults_people_rely_on() -> None:
         "from throttled.rate_limiter import per_sec, per_min, per_hour, per_day, per_week",
         "from throttled.rate_limiter import per_duration, Quota, Rate",
         "from throttled.utils import Benchmark",
-        "from throttled.testing import FakeClock",
+        "from throttled.testing import FakeClock, disabled",
+        "from throttled import Hook, HookContext, Key, Rule, Forecast",
+        "from throttled.asyncio import Hook, HookContext, Key, Rule, Forecast",
+        "from throttled.hooks import Event, Hook, HookContext",
+        "from throttled.asyncio.hooks import Event, Hook, HookContext",
         "from throttled import MemoryStore, RedisStore, RateLimitResult, RateLimitState",
     ],
 )

@@ -10,15 +10,32 @@
 """
 
 from throttled import exceptions, rate_limiter, store, utils
-from throttled.algorithms.plan import RateLimiterType
-from throttled.quota import Quota, Rate, per_day, per_duration, per_hour, per_min, per_sec, per_week
-from throttled.result import RateLimitResult, RateLimitState
+from throttled.arguments import Key
+from throttled.hooks import Event, Hook, HookContext
+from throttled.quota import (
+    Quota,
+    Rate,
+    RateLimiterType,
+    Rule,
+    per_day,
+    per_duration,
+    per_hour,
+    per_min,
+    per_sec,
+    per_week,
+)
+from throttled.result import Forecast, RateLimitResult, RateLimitState
 from throttled.store import MemoryStore, RedisStore
 from throttled.throttled import Throttled
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Event",
+    "Forecast",
+    "Hook",
+    "HookContext",
+    "Key",
     "MemoryStore",
     "Quota",
     "Rate",
@@ -26,6 +43,7 @@ __all__ = [
     "RateLimitState",
     "RateLimiterType",
     "RedisStore",
+    "Rule",
     "Throttled",
     "exceptions",
     "per_day",

@@ -1,4 +1,4 @@
-"""Fakes for testing code that is limited."""
+"""For testing code that is limited: a clock that the test moves, and limits switched off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from threading import Lock
 from anyio.lowlevel import checkpoint
 
 from throttled.exceptions import DataError
+from throttled.switch import disabled
+
+__all__ = ["FakeClock", "disabled"]
 
 
 class FakeClock:

@@ -1,221 +1,34 @@
-"""`Throttled`: a limit as a call, a decorator, a context manager, with or without waiting."""
+"""`Throttled`: limits as a call, a decorator, a context manager, with or without waiting."""
 
 from __future__ import annotations
 
-import inspect
-import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, wraps
-from math import isnan
+from collections.abc import Callable, Iterable
+from math import inf
 from types import TracebackType
-from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from throttled._text import shown
-from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK, NOW, Plan, make_plan
-from throttled.exceptions import BaseThrottledError, DataError, LimitedError, SetUpError
-from throttled.quota import MAX_LIMIT, Quota, per_min
-from throttled.result import RateLimitResult, RateLimitState
-from throttled.store.base import AsyncStore, Outcome, Reply, Store, Ticket, misplaced
-from throttled.store.memory import MemoryStore
-from throttled.store.policy import Policy, Word, finished
+from throttled import switch
+from throttled.algorithms.plan import LOOK, NOW
+from throttled.arguments import checked_calls, wait_of
+from throttled.base import BaseThrottled, Taken, Terms, results_of, unheard
+from throttled.decorator import limited
+from throttled.exceptions import LimitedError
+from throttled.hooks import run_hooks
+from throttled.pacing import Paced
+from throttled.quota import MAX_LIMIT
+from throttled.reservation import OnError, Reservation, check_on_error
+from throttled.result import Forecast, RateLimitResult, RateLimitState
+from throttled.store.base import Store, Ticket
+from throttled.store.policy import finished
+from throttled.together import all_pairs, limit_all
+
+if TYPE_CHECKING:
+    from throttled.tiers import Tiers
 
 P = ParamSpec("P")
 R = TypeVar("R")
-StoreT = TypeVar("StoreT")
-
-logger = logging.getLogger("throttled")
-
-#: Longer than any wait: what `timeout=inf` means in µs.
-_EVER = 2.0**62
-
-
-@lru_cache(maxsize=1)
-def default_store() -> MemoryStore:
-    """The MemoryStore that every `Throttled` without `store=` shares, sync and async."""
-    return MemoryStore()
-
-
-def check_key(key: object) -> str:
-    """A key as a plain string; `DataError` unless it is a non-empty string."""
-    if not isinstance(key, str) or not key:
-        raise DataError(f"Invalid key: {shown(key)}, must be a non-empty string.")
-    return str(key)
-
-
-def check_cost(cost: object) -> int:
-    """A cost as an int; `DataError` unless it is an integer of 0 or more."""
-    if not isinstance(cost, int) or isinstance(cost, bool) or cost < 0:
-        raise DataError(f"Invalid cost: {shown(cost)}, must be an integer of 0 or more.")
-    # No capacity is larger, so anything beyond never fits either.
-    return min(int(cost), MAX_LIMIT + 1)
-
-
-def patience_of(timeout: object) -> float:
-    """The µs a caller is willing to wait; -1 and 0 both mean: now or not at all."""
-    if isinstance(timeout, int | float) and not isinstance(timeout, bool) and not isnan(timeout):
-        if timeout == -1:
-            return NOW
-        if timeout >= 0:
-            return _EVER if timeout > _EVER / 1e6 else timeout * 1e6 // 1.0
-    raise DataError(
-        f"Invalid timeout: {shown(timeout)}, must be seconds of 0 or more, or -1 not to wait."
-    )
-
-
-def checked_calls(calls: object) -> list[tuple[str, int]]:
-    """The calls of `limit_many` as pairs of key and cost; `DataError` names the first bad one."""
-    if isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Iterable):
-        raise DataError(
-            f"Invalid calls: {shown(calls)}, must be an iterable of keys or of (key, cost) pairs."
-        )
-    checked: list[tuple[str, int]] = []
-    for place, call in enumerate(calls):
-        if type(call) is tuple and len(call) == 2:
-            key, cost = call
-            if type(key) is str and key and type(cost) is int and 0 < cost <= MAX_LIMIT:
-                checked.append(call)
-                continue
-        pair = (call, 1) if isinstance(call, str) else call
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DataError(
-                f"Invalid calls[{place}]: {shown(call)}, must be a key or a (key, cost) pair."
-            )
-        try:
-            checked.append((check_key(pair[0]), check_cost(pair[1])))
-        except DataError as error:
-            raise DataError(f"Invalid calls[{place}]: {shown(call)}. {error}") from None
-    return checked
-
-
-def results_of(outcomes: Sequence[Outcome]) -> list[RateLimitResult]:
-    """Outcomes without an error; else the first error is raised, with all of them."""
-    if set(map(type, outcomes)) == {RateLimitResult}:
-        return cast("list[RateLimitResult]", outcomes)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseThrottledError):
-            outcome.outcomes = cast("Any", tuple(outcomes))
-            raise outcome
-    return cast("list[RateLimitResult]", outcomes)
-
-
-def served(reply: Reply) -> RateLimitResult:
-    """The result of a call that has waited for its slot, as of the slot."""
-    ticket, wait, remaining, reset_after = reply
-    reply = None, 0.0, remaining, reset_after - wait
-    return RateLimitResult.of(False, reply, ticket.plan, ticket.source)
-
-
-class BaseThrottled(Generic[StoreT]):
-    """What both flavours share: arguments, plan and results. No I/O, no sleeping."""
-
-    #: Whether it is the flavour of async code.
-    _asynchronous: ClassVar[bool]
-
-    __slots__ = (
-        "__weakref__",
-        "_decide",
-        "_patience",
-        "_plan",
-        "_policy",
-        "cost",
-        "key",
-        "on_store_error",
-        "quota",
-        "store",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        key: str | None = None,
-        timeout: float | None = None,
-        using: object = None,
-        quota: Quota | str | None = None,
-        store: StoreT | None = None,
-        cost: int = 1,
-        *,
-        key_prefix: str = DEFAULT_PREFIX,
-        on_store_error: Word | StoreT | None = None,
-    ) -> None:
-        """
-        :param key: the key of the decorator and of `with`; `limit` uses it when called without.
-        :param timeout: seconds a call may wait for its slot; -1 (default): do not wait.
-        :param using: the algorithm: a `RateLimiterType` or its name; token bucket by default.
-        :param quota: a `Quota` or a string such as "100/s burst 200"; 60 per minute by default.
-        :param store: where counts live; a MemoryStore shared by the whole process by default.
-        :param cost: what one call of the decorated function or of `with` takes.
-        :param key_prefix: what the keys in the store begin with; limits of one prefix share keys.
-        :param on_store_error: what to do when the store cannot decide: "raise", "allow", "deny",
-            "local" (limit in this process) or a store to fall back to; the store's own by default.
-        :raises DataError: for a bad argument; the message names it.
-        :raises SetUpError: for a store that this flavour cannot use.
-        """
-        if callable(key):
-            raise DataError(
-                f"Invalid key: {shown(key)}, must be a string; decorate with "
-                f"@Throttled(key=...), not with @Throttled alone."
-            )
-        self.key = None if key is None else check_key(key)
-        self.cost = check_cost(cost)
-        self._patience = NOW if timeout is None else patience_of(timeout)
-        self.timeout = -1 if timeout is None else timeout
-        if isinstance(quota, str):
-            quota = Quota.parse(quota)
-        elif quota is None:
-            quota = per_min(60)
-        elif not isinstance(quota, Quota):
-            raise DataError(
-                f"Invalid quota: {shown(quota)}, must be a Quota such as per_min(60) "
-                f'or a string such as "60/m".'
-            )
-        self.quota = quota
-        self._plan: Plan = make_plan("token_bucket" if using is None else using, quota, key_prefix)
-        self.store = cast("StoreT", self._checked(store))
-        #: What is done when the store fails.
-        self.on_store_error: Word | StoreT = (
-            cast("Any", self.store).on_store_error if on_store_error is None else on_store_error
-        )
-        self._policy = Policy(self.store, self._plan, self.on_store_error, self._asynchronous)
-        #: `(key, cost, patience)` -> the answer, to be awaited if the policy `awaits`.
-        self._decide: Callable[[str, int, float], Any] = self._policy.bind()
-
-    def _checked(self, store: object) -> Store | AsyncStore:
-        if store is None:
-            return default_store()
-        if not isinstance(store, Store | AsyncStore):
-            raise SetUpError(
-                f"Invalid store: {shown(store)}, must be a store such as MemoryStore() "
-                f"or RedisStore(server=...){' from throttled.asyncio' * self._asynchronous}."
-            )
-        why = misplaced(store, self._asynchronous)
-        if why:
-            raise SetUpError(f"Invalid store: {shown(store)} {why}")
-        return store
-
-    def __repr__(self) -> str:
-        hidden = self.key is None or cast("Any", self.store).hides_keys
-        key = "" if hidden else f"key={self.key!r}, "
-        return (
-            f"{type(self).__name__}({key}using={self._plan.algorithm!r}, "
-            f"quota={str(self.quota)!r}, store={self.store!r})"
-        )
-
-    def _call(self, key: object, cost: object, timeout: object) -> tuple[str, int, float]:
-        """The checked key, cost and patience of a call; cost 0 only looks."""
-        key = check_key(self.key if key is None else key)
-        cost = check_cost(cost)
-        patience = self._patience if timeout is None else patience_of(timeout)
-        return key, cost, patience if cost else LOOK
-
-    def _key(self) -> str:
-        if self.key is None:
-            raise DataError(
-                "Invalid key: None, must be a non-empty string: pass key= to Throttled(...) to "
-                "use it as a decorator or in a with statement."
-            )
-        return self.key
+T = TypeVar("T")
 
 
 class Throttled(BaseThrottled[Store]):
@@ -235,17 +48,23 @@ class Throttled(BaseThrottled[Store]):
     _asynchronous = False
 
     def limit(
-        self, key: str | None = None, cost: int = 1, timeout: float | None = None
+        self,
+        key: str | None = None,
+        cost: int = 1,
+        timeout: float | None = None,
+        deadline: float | None = None,
     ) -> RateLimitResult:
         """Take `cost` from the key's limit and say whether the call may go on.
 
-        `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. A cost of
-        0 is always allowed and changes nothing. Raises `DataError` for a bad argument, and
-        `StoreUnavailableError` or `StateError` when the store cannot decide, unless
+        `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. `deadline`:
+        an instant of `time.monotonic()` that no wait outlasts; given alone, it is also the timeout.
+        A cost of 0 is always allowed and changes nothing. Raises `DataError` for a bad argument,
+        and `StoreUnavailableError` or `StateError` when the store cannot decide, unless
         `on_store_error` says what then.
         """
         if (
             timeout is None
+            and deadline is None
             and type(cost) is int
             and type(key) is str
             and key
@@ -253,13 +72,12 @@ class Throttled(BaseThrottled[Store]):
         ):
             patience = self._patience
         else:
-            key, cost, patience = self._call(key, cost, timeout)
+            key, cost, patience = self._call(key, cost, timeout, deadline)
         decide = self._decide
         answer = decide(key, cost, patience)
         if type(answer) is RateLimitResult:
             return answer
-        self._wait(answer[0])
-        return served(answer)
+        return finished(self._served(key, cost, patience, answer))
 
     def limit_many(self, calls: Iterable[str | tuple[str, int]]) -> list[RateLimitResult]:
         """Decide several calls at once, each by itself, and without waiting for any slot.
@@ -270,13 +88,139 @@ class Throttled(BaseThrottled[Store]):
         what became of each call.
         """
         asked = checked_calls(calls)
-        return results_of(finished(self._policy.outcomes(asked))) if asked else []
+        return results_of(finished(self._many(asked))) if asked else []
+
+    @staticmethod
+    def limit_all(
+        pairs: Iterable[tuple[Throttled, str] | tuple[Throttled, str, int]],
+        cost: int = 1,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        *,
+        slot: str | None = None,
+    ) -> RateLimitResult:
+        """Take from several limits at once, of several keys: from all of them, or from none.
+
+            Throttled.limit_all([(per_user, "u42"), (per_org, "acme")], cost=3)
+
+        `pairs`: (throttle, key) or (throttle, key, cost), all on one store. It does not wait by
+        default; with a timeout or deadline it sleeps until the slowest limit lets it try again, as
+        long as that lies within, and stands in no line meanwhile. The result has all rules, in the
+        order of the pairs.
+
+        On a Redis Cluster the keys must share a slot: `slot="acme"` gives them one, by which the
+        same keys are found elsewhere as `Key("u42", slot="acme")`.
+        """
+        checked = all_pairs(pairs, cost, slot, Throttled)
+        patience = wait_of(timeout, deadline, NOW, time.monotonic)
+        return finished(limit_all(checked, patience))
 
     def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
-        state: RateLimitState = self._decide(key, cost, LOOK).state
+        decide = self._ask if switch.enabled() else self._off
+        state: RateLimitState = decide(key, cost, LOOK).state
         return state
+
+    def forecast(self, key: str | None = None) -> Forecast:
+        """What a key can spend now, when it can spend more, and when it is full, changing nothing.
+
+        Instants are seconds since the epoch.
+        """
+        return finished(self._forecast(key))
+
+    def reserve(
+        self,
+        key: str | None = None,
+        cost: int | None = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        *,
+        on_error: OnError = "refund",
+    ) -> Reservation:
+        """Take an estimate now, and settle it when the cost is known.
+
+            with throttle.reserve("api", cost=4_000) as reservation:
+                reservation.settle(call().tokens)
+
+        `cost` is the instance's by default; timeout and deadline as for `limit`. Raises
+        `LimitedError` when refused. `on_error`: whether a block that fails gives the estimate back
+        ("refund") or keeps it ("keep").
+        """
+        check_on_error(on_error)
+        wanted = self._own_cost() if cost is None else cost
+        key, wanted, patience = self._call(key, wanted, timeout, deadline)
+        taken = Taken()
+        result = (
+            self._watched(key, wanted, patience, taken)
+            if switch.enabled()
+            else self._free("disabled")
+        )
+        return Reservation(result, taken, wanted, on_error, self.on_store_error == "raise")
+
+    def debit(self, key: str, n: int) -> None:
+        """Charge `n`, even past the limit: what was used without asking. Later calls feel it.
+
+        Rules with a fixed cost are left alone. Raises `DataError` for anything but an integer from
+        0 to 1,000,000,000.
+        """
+        finished(self._change(key, "n", n, 1))
+
+    def refund(self, key: str, n: int) -> bool:
+        """Give back up to `n` of what was used, the newest first; whether anything came of it.
+
+        Never more than is outstanding, and never what others who wait count on.
+        """
+        return finished(self._change(key, "n", n, -1))
+
+    def reset(self, key: str) -> None:
+        """Forget a key, penalties included: it is as if it had never been seen."""
+        finished(self._reset(key))
+
+    def penalize(self, key: str, seconds: float) -> None:
+        """Let nobody pass before so many seconds are over: another service has said so.
+
+        Needs `hold=True`, here and wherever it is to be heeded; limits of one `key_prefix` share
+        the penalties of a key. Callers of this process who wait for a slot look again when they
+        wake; what other processes were promised stands. A shorter penalty does not end a longer
+        one; `reset` does.
+        """
+        finished(self._penalize(key, seconds))
+
+    def wrap(
+        self,
+        iterable: Iterable[T],
+        *,
+        key: str | None = None,
+        cost: int | Callable[[T], int] = 1,
+        timeout: float = inf,
+    ) -> Paced[T]:
+        """Hand out the items of an iterable at the pace of the limit.
+
+        Each item is taken from it, waits for its turn, and is handed out. `cost` may be a callable
+        of the item. One whose turn lies beyond the timeout raises `LimitedError` and is kept: the
+        next `next()` tries it again.
+        """
+        return Paced(self, iterable, key, cost, timeout)
+
+    # -- steps of flows ---------------------------------------------------------------------------
+
+    def _asking(self, tiers: Tiers[Terms]) -> Callable[[str, int, float], Any]:
+        def ask(key: str, cost: int, patience: float) -> Any:
+            terms: Any = tiers.of(key)
+            return terms.ask(key, cost, patience)
+
+        return ask
+
+    def _watched(
+        self, key: str, cost: int, patience: float, taken: Taken | None = None
+    ) -> RateLimitResult:
+        def decide() -> RateLimitResult:
+            return finished(self._watch(key, cost, patience, taken))
+
+        if not self.hooks:
+            return decide()
+        return run_hooks(self.hooks, decide, self._context(key, cost))
 
     def _wait(self, ticket: Ticket) -> None:
         store: Store = ticket.store
@@ -287,21 +231,31 @@ class Throttled(BaseThrottled[Store]):
             else:
                 sleeper.sleep_until(ticket.slot)
         except BaseException:
-            with unheard("A cancelled call could not give back its slot"):
-                store.withdraw(ticket)
+            self._give_back(ticket)
             raise
         with unheard("Calls cancelled earlier could not give back their slots"):
             store.arrived(ticket)
 
-    def _pass(self) -> RateLimitResult:
-        result = self.limit(self._key(), self.cost)
+    def _give_back(self, ticket: Ticket) -> None:
+        with unheard("A cancelled call could not give back its slot"):
+            ticket.store.withdraw(ticket)
+
+    def _sleep(self, store: Store, microseconds: float) -> None:
+        sleeper = store.sleeper
+        if sleeper is None:
+            time.sleep(microseconds / 1e6)
+        else:
+            sleeper.sleep_until(round(sleeper() * 1e6) + microseconds)
+
+    def _pass(self, key: str, cost: int) -> RateLimitResult:
+        result = self.limit(key, cost)
         if result.limited:
             raise LimitedError(result)
         return result
 
     def __enter__(self) -> RateLimitResult:
         """Take the instance's cost from its key, or raise `LimitedError`."""
-        return self._pass()
+        return self._pass(self._key(), self._own_cost())
 
     def __exit__(
         self,
@@ -314,59 +268,11 @@ class Throttled(BaseThrottled[Store]):
     def __call__(self, func: Callable[P, R]) -> Callable[P, R]:
         """Limit every call of a function; a refused call raises `LimitedError`.
 
-        A generator function is charged when its iteration starts. Raises `TypeError` for a
-        coroutine function or an async generator function: those take `throttled.asyncio`.
+        The key may be a template of the function's parameters, key and cost may be callables that
+        are given the call's arguments. A generator function is charged when its iteration starts,
+        or with `per="item"` for each item. Raises `DataError` for a key, cost or `per` that does
+        not suit the function, and `TypeError` for an async one: those take `throttled.asyncio`.
         """
-        self._key()
-        if isinstance(func, staticmethod | classmethod):
-            method: Any = func
-            return cast("Callable[P, R]", type(method)(self(method.__func__)))
-        if is_async(func):
-            raise TypeError(
-                f"{name_of(func)} is async and throttled.Throttled is not: "
-                f"decorate it with throttled.asyncio.Throttled."
-            )
-        if not callable(func):
-            raise TypeError(f"Throttled decorates functions, not {shown(func)}.")
-        if inspect.isgeneratorfunction(func):
-
-            @wraps(func)
-            def iterate(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
-                self._pass()
-                result: Any = yield from cast("Any", func)(*args, **kwargs)
-                return result
-
-            return cast("Callable[P, R]", iterate)
-
-        @wraps(func)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            self._pass()
-            return func(*args, **kwargs)
-
-        return call
-
-
-@contextmanager
-def unheard(what: str) -> Generator[None]:
-    """Log what a store cannot do any more, where the caller has to hear of something else.
-
-    What could not be given back stays taken.
-    """
-    try:
-        yield
-    except BaseThrottledError as error:
-        logger.warning("%s: %s", what, error)
-
-
-def is_async(func: Any) -> bool:
-    """Whether calling it gives something to await or to iterate with `async for`."""
-    target = func if inspect.isroutine(func) else type(func).__call__
-    return any(
-        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
-        for each in (func, target)
-    )
-
-
-def name_of(func: object) -> str:
-    """A function's name for a message."""
-    return getattr(func, "__qualname__", None) or shown(func)
+        if self.key is None:
+            self._key()
+        return limited(self, func)

@@ -10,14 +10,31 @@ async def handle():
 """
 
 from throttled import exceptions, rate_limiter, utils
-from throttled.algorithms.plan import RateLimiterType
+from throttled.arguments import Key
 from throttled.asyncio import store
+from throttled.asyncio.hooks import Event, Hook, HookContext
 from throttled.asyncio.store import MemoryStore, RedisStore
 from throttled.asyncio.throttled import Throttled
-from throttled.quota import Quota, Rate, per_day, per_duration, per_hour, per_min, per_sec, per_week
-from throttled.result import RateLimitResult, RateLimitState
+from throttled.quota import (
+    Quota,
+    Rate,
+    RateLimiterType,
+    Rule,
+    per_day,
+    per_duration,
+    per_hour,
+    per_min,
+    per_sec,
+    per_week,
+)
+from throttled.result import Forecast, RateLimitResult, RateLimitState
 
 __all__ = [
+    "Event",
+    "Forecast",
+    "Hook",
+    "HookContext",
+    "Key",
     "MemoryStore",
     "Quota",
     "Rate",
@@ -25,6 +42,7 @@ __all__ = [
     "RateLimitState",
     "RateLimiterType",
     "RedisStore",
+    "Rule",
     "Throttled",
     "exceptions",
     "per_day",

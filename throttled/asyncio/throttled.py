@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing, suppress
-from functools import wraps
+from collections.abc import AsyncIterable, Callable, Iterable
+from contextlib import suppress
 from importlib import import_module
+from math import inf
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
 
-from throttled.algorithms.plan import LOOK
+from throttled import switch
+from throttled.algorithms.plan import LOOK, NOW
+from throttled.arguments import checked_calls, wait_of
+from throttled.asyncio.hooks import run_hooks
+from throttled.asyncio.reservation import Reservation, Reserving
+from throttled.base import BaseThrottled, Taken, Terms, results_of, unheard
+from throttled.decorator import alimited
 from throttled.exceptions import LimitedError
+from throttled.pacing import AsyncPaced
 from throttled.quota import MAX_LIMIT
-from throttled.result import RateLimitResult, RateLimitState
+from throttled.reservation import OnError, check_on_error
+from throttled.result import Forecast, RateLimitResult, RateLimitState
 from throttled.store.base import AsyncStore, Store, Ticket
 from throttled.store.policy import afinished
-from throttled.throttled import (
-    BaseThrottled,
-    checked_calls,
-    is_async,
-    name_of,
-    results_of,
-    served,
-    unheard,
-)
+from throttled.together import all_pairs, limit_all
+
+if TYPE_CHECKING:
+    from throttled.tiers import Tiers
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 logger = logging.getLogger("throttled")
 
@@ -42,12 +45,24 @@ with suppress(ImportError):
 _GIVE_BACK = 5.0
 
 
+def within_scopes(patience: float) -> float:
+    """The patience that the cancel scopes around leave: nobody sleeps into their end."""
+    deadline = anyio.current_effective_deadline()
+    if deadline == inf:
+        return patience
+    return min(patience, max((deadline - anyio.current_time()) * 1e6 // 1.0, NOW))
+
+
 class Throttled(BaseThrottled["Store | AsyncStore"]):
     """Limits calls in async code: `await throttle.limit(key)`, a decorator, `async with`.
 
     The same names and parameters as `throttled.Throttled`. Works in asyncio, and in trio with a
     `MemoryStore`. A `MemoryStore` may be shared with sync code; a `RedisStore` is the one of
     `throttled.asyncio`.
+
+    No wait outlasts an anyio or trio cancel scope around it: a call whose slot lies beyond is
+    refused at once. `asyncio.timeout` cannot be seen from inside; it cancels the wait, which gives
+    the slot back.
     """
 
     __slots__ = ()
@@ -55,17 +70,24 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
     _asynchronous = True
 
     async def limit(
-        self, key: str | None = None, cost: int = 1, timeout: float | None = None
+        self,
+        key: str | None = None,
+        cost: int = 1,
+        timeout: float | None = None,
+        deadline: float | None = None,
     ) -> RateLimitResult:
         """Take `cost` from the key's limit and say whether the call may go on.
 
-        `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. A cost of
-        0 is always allowed and changes nothing. A cancelled call gives back what it was promised.
-        Raises `DataError` for a bad argument, and `StoreUnavailableError` or `StateError` when the
-        store cannot decide, unless `on_store_error` says what then.
+        `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. `deadline`:
+        an instant of `anyio.current_time()` (in asyncio, of `time.monotonic()`) that no wait
+        outlasts; given alone, it is also the timeout. A cost of 0 is always allowed and changes
+        nothing. A cancelled call gives back what it was promised. Raises `DataError` for a bad
+        argument, and `StoreUnavailableError` or `StateError` when the store cannot decide, unless
+        `on_store_error` says what then.
         """
         if (
             timeout is None
+            and deadline is None
             and type(cost) is int
             and type(key) is str
             and key
@@ -73,17 +95,18 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         ):
             patience = self._patience
         else:
-            key, cost, patience = self._call(key, cost, timeout)
+            key, cost, patience = self._call(key, cost, timeout, deadline)
+        if patience > 0.0:
+            patience = within_scopes(patience)
         decide = self._decide
         answer = decide(key, cost, patience)
         if type(answer) is RateLimitResult:
             return answer
-        if self._policy.awaits:
+        if self._awaits:
             answer = await answer
             if type(answer) is RateLimitResult:
                 return answer
-        await self._wait(answer[0])
-        return served(answer)
+        return await afinished(self._served(key, cost, patience, answer))
 
     async def limit_many(self, calls: Iterable[str | tuple[str, int]]) -> list[RateLimitResult]:
         """Decide several calls at once, each by itself, and without waiting for any slot.
@@ -94,14 +117,122 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         what became of each call.
         """
         asked = checked_calls(calls)
-        return results_of(await afinished(self._policy.outcomes(asked))) if asked else []
+        return results_of(await afinished(self._many(asked))) if asked else []
+
+    @staticmethod
+    async def limit_all(
+        pairs: Iterable[tuple[Throttled, str] | tuple[Throttled, str, int]],
+        cost: int = 1,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        *,
+        slot: str | None = None,
+    ) -> RateLimitResult:
+        """Take from several limits at once: see `throttled.Throttled.limit_all`."""
+        checked = all_pairs(pairs, cost, slot, Throttled)
+        patience = wait_of(timeout, deadline, NOW, anyio.current_time)
+        return await afinished(limit_all(checked, within_scopes(patience) if patience else NOW))
 
     async def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
         """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
         key, cost, _ = self._call(key, cost, None)
-        answer = self._decide(key, cost, LOOK)
-        state: RateLimitState = (await answer if self._policy.awaits else answer).state
+        if not switch.enabled():
+            return self._off(key, cost, LOOK).state
+        answer = self._ask(key, cost, LOOK)
+        state: RateLimitState = (await answer if self._ask_awaits else answer).state
         return state
+
+    async def forecast(self, key: str | None = None) -> Forecast:
+        """What a key can spend now, when it can spend more, and when it is full, changing nothing.
+
+        Instants are seconds since the epoch.
+        """
+        return await afinished(self._forecast(key))
+
+    def reserve(
+        self,
+        key: str | None = None,
+        cost: int | None = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        *,
+        on_error: OnError = "refund",
+    ) -> Reserving:
+        """Take an estimate now, and settle it when the cost is known.
+
+            async with throttle.reserve("api", cost=4_000) as reservation:
+                await reservation.settle((await call()).tokens)
+
+        Or `reservation = await throttle.reserve(...)`. See `throttled.Throttled.reserve`.
+        """
+        check_on_error(on_error)
+        wanted = self._own_cost() if cost is None else cost
+        name, wanted, _ = self._call(key, wanted, timeout)
+
+        async def take() -> Reservation:
+            patience = self._wait_of(timeout, deadline) if wanted else LOOK
+            if patience > 0.0:
+                patience = within_scopes(patience)
+            taken = Taken()
+            if switch.enabled():
+                result = await self._watched(name, wanted, patience, taken)
+            else:
+                result = self._free("disabled")
+            return Reservation(result, taken, wanted, on_error, self.on_store_error == "raise")
+
+        return Reserving(take)
+
+    async def debit(self, key: str, n: int) -> None:
+        """Charge `n`, even past the limit: see `throttled.Throttled.debit`."""
+        await afinished(self._change(key, "n", n, 1))
+
+    async def refund(self, key: str, n: int) -> bool:
+        """Give back up to `n` of what was used: see `throttled.Throttled.refund`."""
+        return await afinished(self._change(key, "n", n, -1))
+
+    async def reset(self, key: str) -> None:
+        """Forget a key, penalties included: it is as if it had never been seen."""
+        await afinished(self._reset(key))
+
+    async def penalize(self, key: str, seconds: float) -> None:
+        """Let nobody pass before so many seconds are over: see `throttled.Throttled.penalize`."""
+        await afinished(self._penalize(key, seconds))
+
+    def wrap(
+        self,
+        iterable: Iterable[T] | AsyncIterable[T],
+        *,
+        key: str | None = None,
+        cost: int | Callable[[T], Any] = 1,
+        timeout: float = inf,
+    ) -> AsyncPaced[T]:
+        """Hand out the items of an iterable, async or not: see `throttled.Throttled.wrap`."""
+        return AsyncPaced(self, iterable, key, cost, timeout)
+
+    # -- steps of flows ---------------------------------------------------------------------------
+
+    def _asking(self, tiers: Tiers[Terms]) -> Callable[[str, int, float], Any]:
+        async def ask(key: str, cost: int, patience: float) -> Any:
+            found = tiers.of(key)
+            terms = found if isinstance(found, Terms) else await found
+            answer = terms.ask(key, cost, patience)
+            return await answer if terms.policy.awaits else answer
+
+        return ask
+
+    async def _watched(
+        self, key: str, cost: int, patience: float, taken: Taken | None = None
+    ) -> RateLimitResult:
+        async def decide() -> RateLimitResult:
+            return await afinished(self._watch(key, cost, patience, taken))
+
+        if not self.hooks:
+            return await decide()
+        return await run_hooks(self.hooks, decide, self._context(key, cost))
+
+    @staticmethod
+    def _monotonic() -> float:
+        return anyio.current_time()
 
     async def _wait(self, ticket: Ticket) -> None:
         store: Store | AsyncStore = ticket.store
@@ -111,7 +242,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             else:
                 await store.sleeper.asleep_until(ticket.slot)
         except BaseException:
-            await self._give_back(store, ticket)
+            await self._give_back(ticket)
             raise
         with unheard("Calls cancelled earlier could not give back their slots"):
             if isinstance(store, Store):
@@ -119,8 +250,9 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             else:
                 await store.arrived(ticket)
 
-    async def _give_back(self, store: Store | AsyncStore, ticket: Ticket) -> None:
+    async def _give_back(self, ticket: Ticket) -> None:
         what = "A cancelled call could not give back its slot"
+        store: Store | AsyncStore = ticket.store
         with unheard(what):
             if isinstance(store, Store):
                 store.withdraw(ticket)
@@ -130,15 +262,22 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             if scope.cancelled_caught:
                 logger.warning("%s within %g s", what, _GIVE_BACK)
 
-    async def _pass(self) -> RateLimitResult:
-        result = await self.limit(self._key(), self.cost)
+    async def _sleep(self, store: Any, microseconds: float) -> None:
+        sleeper = store.sleeper
+        if sleeper is None:
+            await anyio.sleep(microseconds / 1e6)
+        else:
+            await sleeper.asleep_until(round(sleeper() * 1e6) + microseconds)
+
+    async def _pass(self, key: str, cost: int) -> RateLimitResult:
+        result = await self.limit(key, cost)
         if result.limited:
             raise LimitedError(result)
         return result
 
     async def __aenter__(self) -> RateLimitResult:
         """Take the instance's cost from its key, or raise `LimitedError`."""
-        return await self._pass()
+        return await self._pass(self._key(), self._own_cost())
 
     async def __aexit__(
         self,
@@ -151,32 +290,12 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
     def __call__(self, func: Callable[P, R]) -> Callable[P, R]:
         """Limit every call of a coroutine function; a refused call raises `LimitedError`.
 
-        An async generator function is charged when its iteration starts. Raises `TypeError` for
-        a function that is not async: those take `throttled.Throttled`.
+        The key may be a template of the function's parameters, key and cost may be callables that
+        are given the call's arguments, async ones too. An async generator function is charged when
+        its iteration starts, or with `per="item"` for each item. Raises `DataError` for a key, cost
+        or `per` that does not suit the function, and `TypeError` for one that is not async: those
+        take `throttled.Throttled`.
         """
-        self._key()
-        if isinstance(func, staticmethod | classmethod):
-            method: Any = func
-            return cast("Callable[P, R]", type(method)(self(method.__func__)))
-        if not is_async(func):
-            raise TypeError(
-                f"{name_of(func)} is not async and throttled.asyncio.Throttled is: "
-                f"decorate it with throttled.Throttled."
-            )
-        if inspect.isasyncgenfunction(func):
-
-            @wraps(func)
-            async def iterate(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
-                await self._pass()
-                async with aclosing(cast("Any", func)(*args, **kwargs)) as items:
-                    async for item in items:
-                        yield item
-
-            return cast("Callable[P, R]", iterate)
-
-        @wraps(func)
-        async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
-            await self._pass()
-            return await cast("Callable[P, Awaitable[Any]]", func)(*args, **kwargs)
-
-        return cast("Callable[P, R]", call)
+        if self.key is None:
+            self._key()
+        return alimited(self, func)

@@ -1,0 +1,645 @@
+"""What `throttled.Throttled` and `throttled.asyncio.Throttled` share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from math import inf
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast
+
+from throttled import switch
+from throttled._callables import checked_callable
+from throttled._text import shown
+from throttled.algorithms.plan import (
+    DEFAULT_PREFIX,
+    LOOK,
+    NOW,
+    Joint,
+    Plan,
+    hold_plan,
+    make_joint,
+    make_plan,
+)
+from throttled.arguments import (
+    check_amount,
+    check_cost,
+    check_key,
+    check_seconds,
+    patience_of,
+    wait_of,
+)
+from throttled.exceptions import BaseThrottledError, DataError, SetUpError
+from throttled.hooks import Event, HookContext, checked_events, checked_hooks, store_type_of
+from throttled.quota import (
+    MAX_LIMIT,
+    Quota,
+    RateLimiterType,
+    Rule,
+    algorithm_name,
+    per_min,
+    rules_of,
+)
+from throttled.result import Forecast, RateLimitResult, RateLimitState, View
+from throttled.store.base import (
+    Answer,
+    AsyncStore,
+    Outcome,
+    Reply,
+    Store,
+    Ticket,
+    joint_result,
+    misplaced,
+)
+from throttled.store.memory import MemoryStore
+from throttled.store.policy import FAILURES, Flow, Policy, Word
+from throttled.tiers import Tiers
+
+StoreT = TypeVar("StoreT")
+
+logger = logging.getLogger("throttled")
+
+#: What says how much: a quota or its text, a rule, or several of them.
+Quotas: TypeAlias = "Quota | str | Rule | Iterable[Quota | str | Rule]"
+
+#: How often a forecast looks again because others came in between.
+_LOOKS = 3
+
+
+@lru_cache(maxsize=1)
+def default_store() -> MemoryStore:
+    """The MemoryStore that every `Throttled` without `store=` shares, sync and async."""
+    return MemoryStore()
+
+
+class Terms:
+    """What a limit comes to for one quota: its plan on the store, and what is done on failure."""
+
+    __slots__ = ("ask", "plan", "policy")
+
+    def __init__(self, plan: Plan | Joint, policy: Policy) -> None:
+        self.plan = plan
+        self.policy = policy
+        #: `(key, cost, patience)` -> the answer, to be awaited if the policy `awaits`.
+        self.ask = policy.bind()
+
+    @property
+    def joint(self) -> Joint:
+        """The plan as a joint, be it of one."""
+        return self.policy.levels[0].joint
+
+
+class Taken:
+    """Where a decision leaves its ticket."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self) -> None:
+        self.ticket: Ticket | None = None
+
+
+class BaseThrottled(Generic[StoreT]):
+    """What both flavours share: arguments, plans, and what is done in which order. No sleeping.
+
+    What may have to wait for a store, a user's callable or time comes out as the steps of a flow,
+    which sync code takes as they are (`finished`) and async code awaits (`afinished`).
+    """
+
+    #: Whether it is the flavour of async code.
+    _asynchronous: ClassVar[bool]
+
+    __slots__ = (
+        "__weakref__",
+        "_ask",
+        "_ask_awaits",
+        "_awaits",
+        "_decide",
+        "_events",
+        "_patience",
+        "_prefix",
+        "_quota",
+        "_quota_ttl",
+        "_terms",
+        "_tiers",
+        "_using",
+        "cost",
+        "enforce",
+        "exempt",
+        "hold",
+        "hooks",
+        "key",
+        "on_store_error",
+        "per",
+        "store",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        key: str | Callable[..., Any] | None = None,
+        timeout: float | None = None,
+        using: RateLimiterType | str | None = None,
+        quota: Quotas | Callable[[str], Any] | None = None,
+        store: StoreT | None = None,
+        cost: int | Callable[..., Any] = 1,
+        *,
+        key_prefix: str = DEFAULT_PREFIX,
+        on_store_error: Word | StoreT | None = None,
+        hold: bool = False,
+        enforce: bool = True,
+        exempt: Callable[[str], Any] | None = None,
+        per: Literal["call", "item"] = "call",
+        quota_ttl: float = 60.0,
+        hooks: Iterable[Any] = (),
+        on_allow: Callable[[Event], Any] | None = None,
+        on_deny: Callable[[Event], Any] | None = None,
+        on_error: Callable[[Event], Any] | None = None,
+        on_wait: Callable[[Event], Any] | None = None,
+    ) -> None:
+        """
+        :param key: the key of `with`, and of calls without one. For the decorator it may be a
+            template such as "user:{user_id}", or a callable that is given the call's arguments.
+        :param timeout: seconds a call may wait for its slot; -1 (default): do not wait.
+        :param using: the algorithm: a `RateLimiterType` or its name; token bucket by default.
+        :param quota: a `Quota`, a `Rule`, text such as "100/s burst 200" or "10/s; 1000/h", or a
+            list of those, which hold all at once; or a callable that returns any of that for a
+            key. 60 per minute by default.
+        :param store: where counts live; a MemoryStore shared by the whole process by default.
+        :param cost: what one call of the decorated function or of `with` takes; for the decorator
+            it may be a callable that is given the call's arguments.
+        :param key_prefix: what the keys in the store begin with; limits of one prefix share keys.
+        :param on_store_error: what to do when the store cannot decide: "raise", "allow", "deny",
+            "local" (limit in this process) or a store to fall back to; the store's own by default.
+        :param hold: whether `penalize` may be used; it makes each call look at one more key.
+        :param enforce: False: decide and count, but let every call pass ("shadow").
+        :param exempt: called with the key; a call passes uncounted if it returns true.
+        :param per: for decorated generators: charge each "call" or each "item".
+        :param quota_ttl: seconds for which the answer of a callable `quota` is kept.
+        :param hooks: `Hook`s around every decision, the first one outermost.
+        :param on_allow: called with an `Event` when a call was admitted.
+        :param on_deny: called with an `Event` when a call was refused.
+        :param on_error: called with an `Event` when a store has failed, whatever is done then.
+        :param on_wait: called with an `Event` before a call waits for its slot.
+        :raises DataError: for a bad argument; the message names it.
+        :raises SetUpError: for a store that this flavour cannot use.
+        """
+        if callable(key) and not isinstance(key, str):
+            rest = (timeout, using, quota, store, on_store_error)
+            if cost == 1 and all(each is None for each in rest):
+                raise DataError(
+                    f"Invalid key: {shown(key)}; decorate with @Throttled(key=..., quota=...), "
+                    f"not with @Throttled alone."
+                )
+            self.key: str | Callable[..., Any] | None = key
+        else:
+            self.key = None if key is None else check_key(key)
+        self.cost: int | Callable[..., Any] = cost if callable(cost) else check_cost(cost)
+        self._patience = NOW if timeout is None else patience_of(timeout)
+        self.timeout = -1 if timeout is None else timeout
+        self.store = cast("StoreT", self._checked(store))
+        #: What is done when the store fails.
+        self.on_store_error: Word | StoreT = (
+            cast("Any", self.store).on_store_error if on_store_error is None else on_store_error
+        )
+        if per not in ("call", "item"):
+            raise DataError(f"Invalid per: {shown(per)}, must be 'call' or 'item'.")
+        self.per = per
+        for name, flag in (("hold", hold), ("enforce", enforce)):
+            if not isinstance(flag, bool):
+                raise DataError(f"Invalid {name}: {shown(flag)}, must be True or False.")
+        self.hold = hold
+        self.enforce = enforce
+        self.exempt = (
+            None if exempt is None else checked_callable("exempt", exempt, self._asynchronous)
+        )
+        self.hooks = checked_hooks(hooks, self._asynchronous)
+        self._events = checked_events(
+            self._asynchronous,
+            on_allow=on_allow,
+            on_deny=on_deny,
+            on_error=on_error,
+            on_wait=on_wait,
+        )
+        self._using = algorithm_name("token_bucket" if using is None else using)
+        self._prefix = key_prefix
+        self._quota_ttl = quota_ttl
+        self._set_quota(per_min(60) if quota is None else quota)
+        switch.register(self)
+
+    def _checked(self, store: object) -> Store | AsyncStore:
+        if store is None:
+            return default_store()
+        if not isinstance(store, Store | AsyncStore):
+            raise SetUpError(
+                f"Invalid store: {shown(store)}, must be a store such as MemoryStore() "
+                f"or RedisStore(server=...){' from throttled.asyncio' * self._asynchronous}."
+            )
+        why = misplaced(store, self._asynchronous)
+        if why:
+            raise SetUpError(f"Invalid store: {shown(store)} {why}")
+        return store
+
+    def __repr__(self) -> str:
+        hidden = self.key is None or cast("Any", self.store).hides_keys
+        key = "" if hidden else f"key={shown(self.key)}, "
+        if self._terms is None:
+            quota = shown(self._quota)
+        else:
+            quota = repr("; ".join([str(rule.quota) for rule in self._terms.plan.rules]))
+        return (
+            f"{type(self).__name__}({key}using={self._using!r}, "
+            f"quota={quota}, store={self.store!r})"
+        )
+
+    # -- what is asked ----------------------------------------------------------------------------
+
+    @property
+    def quota(self) -> Quota:
+        """The quota, of several rules that of the first.
+
+        May be set, to all that `quota=` may be: a new limit applies at once to what is counted.
+        """
+        return self.rules[0].quota
+
+    @quota.setter
+    def quota(self, quota: Quotas | Callable[[str], Any]) -> None:
+        self._set_quota(quota)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that hold, each with its algorithm.
+
+        Raises `DataError` where they depend on the key.
+        """
+        if self._terms is None:
+            raise DataError(
+                f"Invalid use of rules: they depend on the key, by {shown(self._quota)}; a result "
+                f"has those that decided."
+            )
+        return self._terms.plan.rules
+
+    def _set_quota(self, quota: Any) -> None:
+        self._terms: Terms | None = None
+        self._tiers: Tiers[Terms] | None = None
+        if callable(quota) and not isinstance(quota, str | Quota | Rule):
+            clock = getattr(self.store, "_clock", None)
+            self._tiers = Tiers(
+                quota, self._quota_ttl, self._made, self._asynchronous, clock or time.monotonic
+            )
+        else:
+            self._terms = self._made(rules_of(quota))
+        self._quota = quota
+        self._bind()
+
+    def _made(self, rules: tuple[Rule, ...]) -> Terms:
+        """The terms of a quota."""
+        plan: Plan | Joint
+        plans = [
+            make_plan(rule.using or self._using, rule.quota, self._prefix, rule.name)
+            for rule in rules
+        ]
+        if len(plans) == 1 and rules[0].cost is None and not self.hold:
+            plan = plans[0]
+        else:
+            named = [
+                Rule(rule.quota, plan.algorithm, rule.cost, rule.name)
+                for rule, plan in zip(rules, plans, strict=True)
+            ]
+            plan = make_joint(plans, named, [hold_plan(self._prefix)] if self.hold else [])
+        report = self._report if self._events is not None and self._events.on_error else None
+        return Terms(
+            plan, Policy(self.store, plan, self.on_store_error, self._asynchronous, report)
+        )
+
+    def _report(self, key: str, cost: int, error: Exception) -> Any:
+        """A store has failed."""
+        assert self._events is not None
+        return self._events.failed(self, key, cost, error)
+
+    def _bind(self) -> None:
+        """Put together what decides."""
+        terms, tiers = self._terms, self._tiers
+        if terms is not None:
+            #: `(key, cost, patience)` -> the answer of the stores.
+            self._ask: Callable[[str, int, float], Any] = terms.ask
+            self._ask_awaits = terms.policy.awaits
+        else:
+            assert tiers is not None
+            self._ask = self._asking(tiers)
+            self._ask_awaits = self._asynchronous
+        self._switch(switch.enabled())
+
+    def _asking(self, tiers: Tiers[Terms]) -> Callable[[str, int, float], Any]:
+        """What asks by a quota that depends on the key."""
+        raise NotImplementedError
+
+    def _switch(self, enabled: bool) -> None:
+        """Limits are switched on or off: see `throttled.testing.disabled`."""
+        watched = self.hooks or self._events or self.exempt is not None or not self.enforce
+        #: `(key, cost, patience)` -> the answer of a call, to be awaited if `_awaits`. Whatever
+        #: not every limit has is behind it, so that calls of the others do not ask for it.
+        if not enabled:
+            self._decide: Callable[[str, int, float], Any] = self._off
+            self._awaits = False
+        elif watched:
+            self._decide = self._watched
+            self._awaits = self._asynchronous
+        else:
+            self._decide = self._ask
+            self._awaits = self._ask_awaits
+
+    def _off(self, key: str, cost: int, patience: float) -> RateLimitResult:
+        return self._free("disabled")
+
+    def _free(self, source: Literal["disabled", "exempt"]) -> RateLimitResult:
+        """A result of nobody having been asked."""
+        plan = None if self._terms is None else self._terms.joint
+        limits = [MAX_LIMIT] if plan is None else [each.capacity for each in plan.plans]
+        states = tuple([RateLimitState(limit, limit, 0.0, 0.0) for limit in limits])
+        rules = () if plan is None else plan.rules
+        return RateLimitResult.told(False, source, View(rules, states, 0, False))
+
+    def _watched(self, key: str, cost: int, patience: float) -> Any:
+        """The result of a call that more has to be done for than to decide."""
+        raise NotImplementedError
+
+    # -- arguments --------------------------------------------------------------------------------
+
+    def _call(
+        self, key: object, cost: object, timeout: object, deadline: object = None
+    ) -> tuple[str, int, float]:
+        """The checked key, cost and patience of a call; cost 0 only looks."""
+        key = self._key() if key is None else check_key(key)
+        cost = check_cost(cost)
+        return key, cost, self._wait_of(timeout, deadline) if cost else LOOK
+
+    def _wait_of(self, timeout: object, deadline: object) -> float:
+        """The patience that a timeout, by default the instance's, and a deadline leave."""
+        return wait_of(timeout, deadline, self._patience, self._monotonic)
+
+    @staticmethod
+    def _monotonic() -> float:
+        """The clock of deadlines."""
+        return time.monotonic()
+
+    def _key(self) -> str:
+        key = self.key
+        if key is None:
+            raise DataError(
+                "Invalid key: None, must be a non-empty string: pass key= to Throttled(...) to "
+                "use it as a decorator or in a with statement."
+            )
+        if not isinstance(key, str):
+            raise DataError(
+                f"Invalid key: {shown(key)} is a callable, which decorated functions use; "
+                f"name the key of this call."
+            )
+        return key
+
+    def _own_cost(self) -> int:
+        if not isinstance(self.cost, int):
+            raise DataError(
+                f"Invalid cost: {shown(self.cost)} is a callable, which decorated functions use; "
+                f"name the cost of this call."
+            )
+        return self.cost
+
+    def _terms_of(self, key: str) -> Flow[Terms]:
+        """The terms for a key."""
+        if self._terms is not None:
+            return self._terms
+        assert self._tiers is not None
+        terms: Terms = yield self._tiers.of(key)
+        return terms
+
+    # -- what is done -----------------------------------------------------------------------------
+
+    def _served(self, key: str, cost: int, patience: float, reply: Reply) -> Flow[RateLimitResult]:
+        """Wait for the slot that was promised, and for others if a penalty takes it away."""
+        while True:
+            ticket: Ticket = reply[0]
+            yield self._wait(ticket)
+            if not any(part.held for part in ticket.parts):
+                return served(reply)
+            yield self._give_back(ticket)
+            patience = max(patience - ticket.wait, NOW)
+            answer: Answer = yield self._ask(key, cost, patience)
+            if isinstance(answer, RateLimitResult):
+                return answer
+            reply = answer
+
+    def _wait(self, ticket: Ticket) -> Any:
+        """Sleep until a slot; whoever is woken before gives it back."""
+        raise NotImplementedError
+
+    def _give_back(self, ticket: Ticket) -> Any:
+        """Give a promised slot back."""
+        raise NotImplementedError
+
+    def _sleep(self, store: Any, microseconds: float) -> Any:
+        """Sleep, by a store's clock."""
+        raise NotImplementedError
+
+    def _watch(
+        self, key: str, cost: int, patience: float, taken: Taken | None = None
+    ) -> Flow[RateLimitResult]:
+        """A decision with all that is told of it. Its ticket goes to `taken`."""
+        events, waited = self._events, 0.0
+        if self.exempt is not None and (yield self.exempt(key)):
+            result = self._free("exempt")
+        else:
+            try:
+                if taken is None:
+                    answer: Answer = yield self._ask(key, cost, patience)
+                else:
+                    terms = yield from self._terms_of(key)
+                    answer, taken.ticket = yield from terms.policy.admit_all(key, cost, patience)
+                if isinstance(answer, RateLimitResult):
+                    result = answer
+                else:
+                    waited = answer[1] / 1e6
+                    if events is not None:
+                        try:
+                            yield events.waits(self, key, cost, waited)
+                        except BaseException:
+                            yield self._give_back(answer[0])
+                            raise
+                    if self.enforce:
+                        result = yield from self._served(key, cost, patience, answer)
+                    else:
+                        yield answer[0].store.arrived(answer[0])
+                        result = served(answer)
+            except FAILURES:
+                if self.enforce:
+                    raise
+                result = self._free("exempt")
+                result._source = "allowed-by-policy"
+        if not self.enforce:
+            shadowed(result)
+        if events is not None:
+            yield events.decided(self, key, cost, result, waited)
+        return result
+
+    def _context(self, key: str, cost: int) -> HookContext:
+        return HookContext(key, cost, self._using, store_type_of(self.store))
+
+    def _many(self, asked: Sequence[tuple[str, int]]) -> Flow[list[Outcome]]:
+        """The outcomes of calls that do not wait."""
+        if not switch.enabled():
+            return [self._free("disabled") for _ in asked]
+        if (
+            self._terms is not None
+            and self.exempt is None
+            and self._events is None
+            and self.enforce
+        ):
+            return (yield from self._terms.policy.outcomes(asked))
+        outcomes: list[Any] = [None] * len(asked)
+        # By quota, each in the order of the calls: one key has one quota.
+        groups: dict[int, tuple[Terms, list[int]]] = {}
+        for place, (key, _) in enumerate(asked):
+            if self.exempt is not None and (yield self.exempt(key)):
+                outcomes[place] = self._free("exempt")
+            else:
+                terms = yield from self._terms_of(key)
+                groups.setdefault(id(terms), (terms, []))[1].append(place)
+        for terms, places in groups.values():
+            answers = yield from terms.policy.outcomes([asked[place] for place in places])
+            for place, answer in zip(places, answers, strict=True):
+                outcomes[place] = answer
+        for place, (key, cost) in enumerate(asked):
+            outcome = outcomes[place]
+            if isinstance(outcome, FAILURES) and not self.enforce:
+                outcomes[place] = outcome = self._free("exempt")
+                outcome._source = "allowed-by-policy"
+            if isinstance(outcome, RateLimitResult):
+                if not self.enforce:
+                    shadowed(outcome)
+                if self._events is not None:
+                    yield self._events.decided(self, key, cost, outcome)
+        return outcomes
+
+    def _change(self, key: object, what: str, amount: object, sign: int) -> Flow[bool]:
+        """Charge, or give back; says whether anything was changed."""
+        key, delta = check_key(key), check_amount(what, amount)
+        if not switch.enabled() or not delta:
+            return False
+        terms = yield from self._terms_of(key)
+        if all(rule.cost is not None for rule in terms.plan.rules):
+            raise DataError(
+                f"Invalid use of {'debit' if sign > 0 else 'refund'}: every rule has a cost of its "
+                f"own, so there is none that {what} would apply to."
+            )
+
+        def ask(level: Any) -> Any:
+            joint = level.joint
+            return level.store.adjust_all(
+                [
+                    (plan, key, sign * delta, None)
+                    for plan, rule in zip(joint.plans, joint.rules, strict=True)
+                    if rule.cost is None
+                ]
+            )
+
+        return any((yield from terms.policy.tried(ask, list, key, delta)))
+
+    def _reset(self, key: object) -> Flow[None]:
+        key = check_key(key)
+        if not switch.enabled():
+            return
+        terms = yield from self._terms_of(key)
+
+        def ask(level: Any) -> Any:
+            return level.store.reset_all([(plan, key) for plan in level.joint.members])
+
+        yield from terms.policy.tried(ask, lambda: None, key, 0)
+
+    def _penalize(self, key: object, seconds: object) -> Flow[None]:
+        key, length = check_key(key), check_seconds("seconds", seconds)
+        if not self.hold:
+            raise SetUpError(
+                "penalize() needs a limit that looks for penalties: Throttled(..., hold=True)."
+            )
+        if not switch.enabled() or not length:
+            return
+        terms = yield from self._terms_of(key)
+
+        def ask(level: Any) -> Any:
+            for plan in level.joint.plans:
+                level.store.hold(plan, key)
+            return level.store.adjust_all([(level.joint.holds[0], key, int(length), None)])
+
+        yield from terms.policy.tried(ask, lambda: None, key, 0)
+
+    def _forecast(self, key: object) -> Flow[Forecast]:
+        key = self._key() if key is None else check_key(key)
+        if not switch.enabled():
+            state = self._free("disabled").state
+        else:
+            state = (yield self._ask(key, 1, LOOK)).state
+        now = self._wall()
+        if state.remaining >= state.limit and not state.reset_after:
+            return Forecast(state.remaining, None, now)
+        # When more than now can be spent. Others may come between the two looks.
+        more = state
+        for _ in range(_LOOKS):
+            more = (yield self._ask(key, state.remaining + 1, LOOK)).state
+            if more.remaining <= state.remaining:
+                break
+            state = more
+        wait = more.retry_after
+        return Forecast(
+            state.remaining, now + wait if wait < inf else None, now + state.reset_after
+        )
+
+    def _wall(self) -> float:
+        """Seconds since the epoch, by the store's clock if it has one of its own."""
+        clock = getattr(self.store, "_clock", None)
+        return float(time.time() if clock is None else clock())
+
+
+def results_of(outcomes: Sequence[Outcome]) -> list[RateLimitResult]:
+    """Outcomes without an error; else the first error is raised, with all of them."""
+    if set(map(type, outcomes)) == {RateLimitResult}:
+        return cast("list[RateLimitResult]", outcomes)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseThrottledError):
+            outcome.outcomes = cast("Any", tuple(outcomes))
+            raise outcome
+    return cast("list[RateLimitResult]", outcomes)
+
+
+def served(reply: Reply) -> RateLimitResult:
+    """The result of a call that has waited for its slot, as of the slot."""
+    ticket: Ticket = reply[0]
+    wait: float = reply[1]
+    plan = ticket.plan
+    if isinstance(plan, Joint):
+        looks = [(0.0, free, reset_after - wait) for _, free, reset_after in reply[2]]
+        return joint_result(False, plan, looks, ticket.cost, None, ticket.source)
+    _, _, remaining, reset_after = reply
+    return RateLimitResult.of(
+        False, (None, 0.0, remaining, reset_after - wait), plan, ticket.source
+    )
+
+
+def shadowed(result: RateLimitResult) -> None:
+    """Let a refused call pass: the limit is not enforced."""
+    result._views()
+    result._would = result.limited
+    result.limited = False
+    result._source = "shadow"
+
+
+@contextmanager
+def unheard(what: str) -> Generator[None]:
+    """Log what a store cannot do any more, where the caller has to hear of something else.
+
+    What could not be given back stays taken.
+    """
+    try:
+        yield
+    except BaseThrottledError as error:
+        logger.warning("%s: %s", what, error)

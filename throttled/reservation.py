@@ -1,0 +1,154 @@
+"""Reserving before the cost is known, and settling when it is."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from throttled._text import shown
+from throttled.arguments import check_amount
+from throttled.exceptions import DataError, LimitedError
+from throttled.store.policy import FAILURES, Flow, finished
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from throttled.base import Taken
+    from throttled.result import RateLimitResult
+    from throttled.store.base import Change, Ticket
+
+logger = logging.getLogger("throttled")
+
+#: What becomes of a reservation when the block under it fails.
+OnError = Literal["refund", "keep"]
+
+
+def check_on_error(word: object) -> Any:
+    """`DataError` unless it says what becomes of a reservation whose block fails."""
+    if word not in ("refund", "keep"):
+        raise DataError(f"Invalid on_error: {shown(word)}, must be 'refund' or 'keep'.")
+    return word
+
+
+class BaseReservation:
+    """What both flavours share.
+
+    A reservation is settled once: by `settle`, by `cancel`, or by leaving its block, whichever
+    comes first; what comes later changes nothing.
+    """
+
+    __slots__ = ("_on_error", "_raises", "_settled", "_taken", "cost", "result")
+
+    def __init__(
+        self, result: RateLimitResult, taken: Taken, cost: int, on_error: OnError, raises: bool
+    ) -> None:
+        """`raises`: whether an error of the store on settling is the caller's to see."""
+        if result.limited:
+            raise LimitedError(result)
+        #: The decision, as of when it was taken.
+        self.result = result
+        #: What was reserved.
+        self.cost = cost
+        self._taken = taken
+        self._on_error = on_error
+        self._raises = raises
+        self._settled = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(cost={self.cost}, settled={self._settled})"
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is settled: nothing changes any more."""
+        return self._settled
+
+    def _settle(self, actual: object) -> Flow[None]:
+        """Charge or give back the difference to what was used."""
+        used = check_amount("actual", actual)
+        yield from self._change(
+            [
+                (part.plan, part.key, used - self.cost, _booked(part))
+                for part, rule in self._parts()
+                if rule.cost is None
+            ]
+        )
+
+    def _cancel(self) -> Flow[None]:
+        """Give everything back."""
+        yield from self._change(
+            [(part.plan, part.key, -part.cost, _booked(part)) for part, _ in self._parts()]
+        )
+
+    def _leave(self, failed: bool) -> Flow[None]:
+        """The block is over."""
+        if not failed or self._on_error == "keep":
+            self._settled = True
+            return
+        try:
+            yield from self._cancel()
+        except FAILURES as error:
+            _log(error)
+
+    def _parts(self) -> Sequence[tuple[Ticket, Any]]:
+        ticket = self._taken.ticket
+        return [] if ticket is None else [*zip(ticket.parts, ticket.plan.rules, strict=True)]
+
+    def _change(self, changes: Sequence[Change]) -> Flow[None]:
+        if self._settled:
+            return
+        # Before it is sent: whether it was counted may never be known, and it must not be twice.
+        self._settled = True
+        changes = [change for change in changes if change[2]]
+        if not changes:
+            return
+        assert self._taken.ticket is not None
+        try:
+            yield self._taken.ticket.store.adjust_all(changes)
+        except FAILURES as error:
+            if self._raises:
+                raise
+            _log(error)
+
+
+def _booked(part: Ticket) -> float | None:
+    """Where to give back: at the slot it was taken for, or as of now."""
+    return part.slot if part.plan.dated else None
+
+
+def _log(error: Exception) -> None:
+    logger.warning("A reservation could not be settled and keeps its estimate: %s", error)
+
+
+class Reservation(BaseReservation):
+    """A cost that was taken before it was known: `with throttle.reserve(key, cost=...) as r`.
+
+    `r.settle(actual)` when it is known. A block that ends without that keeps the estimate; one
+    that fails gives it back (`on_error="keep"`: keeps it).
+    """
+
+    __slots__ = ()
+
+    def settle(self, actual: int) -> None:
+        """Say what was really used: the rest is given back, or the excess charged, even past the
+        limit. Rules with a fixed cost keep it. Only the first settling counts.
+
+        Raises `DataError` for anything but an integer from 0 to 1,000,000,000, and what the store
+        raises if `on_store_error` is "raise"; the estimate then stays taken.
+        """
+        finished(self._settle(actual))
+
+    def cancel(self) -> None:
+        """Give all of it back, by every rule. Raises as `settle` does."""
+        finished(self._cancel())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        finished(self._leave(error is not None))
