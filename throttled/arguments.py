@@ -34,6 +34,8 @@ class Key(str):
         for what, given in (("key", text), ("slot", slot)):
             if not isinstance(given, str) or not given:
                 raise DataError(f"Invalid {what}: {shown(given)}, must be a non-empty string.")
+        if "\0" in slot:
+            raise DataError(f"Invalid slot: {shown(slot)}, must be without NUL characters.")
         key = super().__new__(cls, f"{slot}\0{text}")
         key.text = str(text.text if isinstance(text, Key) else text)
         key.slot = str(slot)

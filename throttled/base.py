@@ -51,10 +51,11 @@ from throttled.store.base import (
     Store,
     Ticket,
     joint_result,
+    joint_ticket,
     misplaced,
 )
 from throttled.store.memory import MemoryStore
-from throttled.store.policy import FAILURES, Flow, Policy, Word
+from throttled.store.policy import FAILURES, Flow, Level, Policy, Word
 from throttled.tiers import Tiers
 
 StoreT = TypeVar("StoreT")
@@ -92,12 +93,16 @@ class Terms:
 
 
 class Taken:
-    """Where a decision leaves its ticket."""
+    """What a decision leaves behind beside its result."""
 
-    __slots__ = ("ticket",)
+    __slots__ = ("ticket", "ticketed", "waited")
 
-    def __init__(self) -> None:
+    def __init__(self, ticketed: bool = False) -> None:
+        #: Whether a ticket is wanted.
+        self.ticketed = ticketed
         self.ticket: Ticket | None = None
+        #: For how many seconds the call has waited.
+        self.waited = 0.0
 
 
 class BaseThrottled(Generic[StoreT]):
@@ -226,7 +231,6 @@ class BaseThrottled(Generic[StoreT]):
         self._prefix = key_prefix
         self._quota_ttl = quota_ttl
         self._set_quota(per_min(60) if quota is None else quota)
-        switch.register(self)
 
     def _checked(self, store: object) -> Store | AsyncStore:
         if store is None:
@@ -281,13 +285,13 @@ class BaseThrottled(Generic[StoreT]):
         return self._terms.plan.rules
 
     def _set_quota(self, quota: Any) -> None:
-        self._terms: Terms | None = None
-        self._tiers: Tiers[Terms] | None = None
         if callable(quota) and not isinstance(quota, str | Quota | Rule):
             clock = getattr(self.store, "_clock", None)
-            self._tiers = Tiers(
+            # Before the terms go, so that a call meanwhile finds one or the other.
+            self._tiers: Tiers[Terms] = Tiers(
                 quota, self._quota_ttl, self._made, self._asynchronous, clock or time.monotonic
             )
+            self._terms: Terms | None = None
         else:
             self._terms = self._made(rules_of(quota))
         self._quota = quota
@@ -320,16 +324,15 @@ class BaseThrottled(Generic[StoreT]):
 
     def _bind(self) -> None:
         """Put together what decides."""
-        terms, tiers = self._terms, self._tiers
+        terms = self._terms
         if terms is not None:
             #: `(key, cost, patience)` -> the answer of the stores.
             self._ask: Callable[[str, int, float], Any] = terms.ask
             self._ask_awaits = terms.policy.awaits
         else:
-            assert tiers is not None
-            self._ask = self._asking(tiers)
+            self._ask = self._asking(self._tiers)
             self._ask_awaits = self._asynchronous
-        self._switch(switch.enabled())
+        switch.register(self)
 
     def _asking(self, tiers: Tiers[Terms]) -> Callable[[str, int, float], Any]:
         """What asks by a quota that depends on the key."""
@@ -353,7 +356,7 @@ class BaseThrottled(Generic[StoreT]):
     def _off(self, key: str, cost: int, patience: float) -> RateLimitResult:
         return self._free("disabled")
 
-    def _free(self, source: Literal["disabled", "exempt"]) -> RateLimitResult:
+    def _free(self, source: Literal["disabled", "exempt", "shadow"]) -> RateLimitResult:
         """A result of nobody having been asked."""
         plan = None if self._terms is None else self._terms.joint
         limits = [MAX_LIMIT] if plan is None else [each.capacity for each in plan.plans]
@@ -396,6 +399,11 @@ class BaseThrottled(Generic[StoreT]):
                 f"Invalid key: {shown(key)} is a callable, which decorated functions use; "
                 f"name the key of this call."
             )
+        if "{" in key or "}" in key:
+            raise DataError(
+                f"Invalid key: {shown(key)} is a template, which decorated functions fill; "
+                f"name the key of this call."
+            )
         return key
 
     def _own_cost(self) -> int:
@@ -408,15 +416,28 @@ class BaseThrottled(Generic[StoreT]):
 
     def _terms_of(self, key: str) -> Flow[Terms]:
         """The terms for a key."""
-        if self._terms is not None:
-            return self._terms
-        assert self._tiers is not None
-        terms: Terms = yield self._tiers.of(key)
-        return terms
+        terms = self._terms
+        if terms is not None:
+            return terms
+        found: Terms = yield self._tiers.of(key)
+        return found
 
     # -- what is done -----------------------------------------------------------------------------
 
-    def _served(self, key: str, cost: int, patience: float, reply: Reply) -> Flow[RateLimitResult]:
+    def _asked(self, key: str, cost: int, patience: float, taken: Taken | None) -> Flow[Answer]:
+        """The answer of the stores; its ticket goes to `taken`, if one is wanted."""
+        if taken is None or not taken.ticketed:
+            answer: Answer = yield self._ask(key, cost, patience)
+        else:
+            terms = yield from self._terms_of(key)
+            answer, taken.ticket = yield from terms.policy.admit_all(key, cost, patience)
+            if not cost:
+                taken.ticket = nothing_taken(terms.policy.levels[0], key)
+        return answer
+
+    def _served(
+        self, key: str, cost: int, patience: float, reply: Reply, taken: Taken | None = None
+    ) -> Flow[RateLimitResult]:
         """Wait for the slot that was promised, and for others if a penalty takes it away."""
         while True:
             ticket: Ticket = reply[0]
@@ -425,7 +446,7 @@ class BaseThrottled(Generic[StoreT]):
                 return served(reply)
             yield self._give_back(ticket)
             patience = max(patience - ticket.wait, NOW)
-            answer: Answer = yield self._ask(key, cost, patience)
+            answer = yield from self._asked(key, cost, patience, taken)
             if isinstance(answer, RateLimitResult):
                 return answer
             reply = answer
@@ -442,48 +463,45 @@ class BaseThrottled(Generic[StoreT]):
         """Sleep, by a store's clock."""
         raise NotImplementedError
 
-    def _watch(
-        self, key: str, cost: int, patience: float, taken: Taken | None = None
-    ) -> Flow[RateLimitResult]:
-        """A decision with all that is told of it. Its ticket goes to `taken`."""
-        events, waited = self._events, 0.0
+    def _watch(self, key: str, cost: int, patience: float, taken: Taken) -> Flow[RateLimitResult]:
+        """A decision, with whom it exempts and what it only pretends."""
         if self.exempt is not None and (yield self.exempt(key)):
-            result = self._free("exempt")
-        else:
-            try:
-                if taken is None:
-                    answer: Answer = yield self._ask(key, cost, patience)
-                else:
-                    terms = yield from self._terms_of(key)
-                    answer, taken.ticket = yield from terms.policy.admit_all(key, cost, patience)
-                if isinstance(answer, RateLimitResult):
-                    result = answer
-                else:
-                    waited = answer[1] / 1e6
-                    if events is not None:
-                        try:
-                            yield events.waits(self, key, cost, waited)
-                        except BaseException:
-                            yield self._give_back(answer[0])
-                            raise
-                    if self.enforce:
-                        result = yield from self._served(key, cost, patience, answer)
-                    else:
-                        yield answer[0].store.arrived(answer[0])
-                        result = served(answer)
-            except FAILURES:
-                if self.enforce:
-                    raise
-                result = self._free("exempt")
-                result._source = "allowed-by-policy"
+            return self._free("exempt")
+        try:
+            answer = yield from self._asked(key, cost, patience, taken)
+            if isinstance(answer, RateLimitResult):
+                result = answer
+            elif self.enforce:
+                taken.waited = answer[1] / 1e6
+                if self._events is not None:
+                    try:
+                        yield self._events.waits(self, key, cost, taken.waited)
+                    except BaseException:
+                        yield self._give_back(answer[0])
+                        raise
+                result = yield from self._served(key, cost, patience, answer, taken)
+            else:
+                yield answer[0].store.arrived(answer[0])
+                result = served(answer)
+        except FAILURES:
+            if self.enforce:
+                raise
+            result = self._free("shadow")
         if not self.enforce:
             shadowed(result)
-        if events is not None:
-            yield events.decided(self, key, cost, result, waited)
         return result
 
+    def _told(self, key: str, cost: int, result: RateLimitResult, taken: Taken) -> Any:
+        """A decision is over, hooks and all."""
+        if self._events is None:
+            return None
+        return self._events.decided(self, key, cost, result, taken.waited)
+
     def _context(self, key: str, cost: int) -> HookContext:
-        return HookContext(key, cost, self._using, store_type_of(self.store))
+        """What hooks are told of a call."""
+        rules = () if self._terms is None else self._terms.plan.rules
+        names = dict.fromkeys([rule.using or self._using for rule in rules]) or [self._using]
+        return HookContext(key, cost, ", ".join(names), store_type_of(self.store))
 
     def _many(self, asked: Sequence[tuple[str, int]]) -> Flow[list[Outcome]]:
         """The outcomes of calls that do not wait."""
@@ -512,10 +530,9 @@ class BaseThrottled(Generic[StoreT]):
         for place, (key, cost) in enumerate(asked):
             outcome = outcomes[place]
             if isinstance(outcome, FAILURES) and not self.enforce:
-                outcomes[place] = outcome = self._free("exempt")
-                outcome._source = "allowed-by-policy"
+                outcomes[place] = outcome = self._free("shadow")
             if isinstance(outcome, RateLimitResult):
-                if not self.enforce:
+                if not self.enforce and outcome.source != "exempt":
                     shadowed(outcome)
                 if self._events is not None:
                     yield self._events.decided(self, key, cost, outcome)
@@ -575,23 +592,20 @@ class BaseThrottled(Generic[StoreT]):
 
     def _forecast(self, key: object) -> Flow[Forecast]:
         key = self._key() if key is None else check_key(key)
-        if not switch.enabled():
-            state = self._free("disabled").state
-        else:
-            state = (yield self._ask(key, 1, LOOK)).state
-        now = self._wall()
-        if state.remaining >= state.limit and not state.reset_after:
-            return Forecast(state.remaining, None, now)
-        # When more than now can be spent. Others may come between the two looks.
-        more = state
+        ask = self._ask if switch.enabled() else self._off
+        result: RateLimitResult = yield ask(key, 1, LOOK)
+        spendable = 0
+        # Up to the first cost that has to wait. Others may give back between two looks.
         for _ in range(_LOOKS):
-            more = (yield self._ask(key, state.remaining + 1, LOOK)).state
-            if more.remaining <= state.remaining:
+            if result.limited:
                 break
-            state = more
-        wait = more.retry_after
+            spendable = spendable_of(result)
+            result = yield ask(key, spendable + 1, LOOK)
+        now, wait = self._wall(), result.state.retry_after
         return Forecast(
-            state.remaining, now + wait if wait < inf else None, now + state.reset_after
+            spendable,
+            now + wait if 0.0 < wait < inf else None,
+            now + max([state.reset_after for state in result.states]),
         )
 
     def _wall(self) -> float:
@@ -623,6 +637,19 @@ def served(reply: Reply) -> RateLimitResult:
     return RateLimitResult.of(
         False, (None, 0.0, remaining, reset_after - wait), plan, ticket.source
     )
+
+
+def spendable_of(result: RateLimitResult) -> int:
+    """The largest cost that fits, if any does; rules with a fixed cost do not care."""
+    states = zip(result.rules, result.states, strict=False)
+    return min([state.remaining for rule, state in states if rule.cost is None], default=MAX_LIMIT)
+
+
+def nothing_taken(level: Level, key: str) -> Ticket:
+    """The ticket of a cost of 0, for what is charged to it when it is settled."""
+    joint, store = level.joint, level.store
+    parts = [Ticket(plan, key, 0, 0.0, 0.0, None, None, store) for plan in joint.plans]
+    return joint_ticket(joint, 0, 0.0, 0.0, parts, store)
 
 
 def shadowed(result: RateLimitResult) -> None:

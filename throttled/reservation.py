@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from throttled._text import shown
 from throttled.arguments import check_amount
 from throttled.exceptions import DataError, LimitedError
+from throttled.store.base import new_lock
 from throttled.store.policy import FAILURES, Flow, finished
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from throttled.store.base import Change, Ticket
 
 logger = logging.getLogger("throttled")
+
+_settling = new_lock()
 
 #: What becomes of a reservation when the block under it fails.
 OnError = Literal["refund", "keep"]
@@ -67,18 +70,12 @@ class BaseReservation:
         """Charge or give back the difference to what was used."""
         used = check_amount("actual", actual)
         yield from self._change(
-            [
-                (part.plan, part.key, used - self.cost, _booked(part))
-                for part, rule in self._parts()
-                if rule.cost is None
-            ]
+            [_changed(part, used - self.cost) for part, rule in self._parts() if rule.cost is None]
         )
 
     def _cancel(self) -> Flow[None]:
         """Give everything back."""
-        yield from self._change(
-            [(part.plan, part.key, -part.cost, _booked(part)) for part, _ in self._parts()]
-        )
+        yield from self._change([_changed(part, -part.cost) for part, _ in self._parts()])
 
     def _leave(self, failed: bool) -> Flow[None]:
         """The block is over."""
@@ -95,10 +92,11 @@ class BaseReservation:
         return [] if ticket is None else [*zip(ticket.parts, ticket.plan.rules, strict=True)]
 
     def _change(self, changes: Sequence[Change]) -> Flow[None]:
-        if self._settled:
-            return
         # Before it is sent: whether it was counted may never be known, and it must not be twice.
-        self._settled = True
+        with _settling:
+            if self._settled:
+                return
+            self._settled = True
         changes = [change for change in changes if change[2]]
         if not changes:
             return
@@ -111,9 +109,11 @@ class BaseReservation:
             _log(error)
 
 
-def _booked(part: Ticket) -> float | None:
-    """Where to give back: at the slot it was taken for, or as of now."""
-    return part.slot if part.plan.dated else None
+def _changed(part: Ticket, delta: int) -> Change:
+    """What settles a part: the rest goes back to the slot it was taken for, where the algorithm
+    knows slots; the excess is charged as of now, however long ago that was."""
+    slot = part.slot if delta < 0 and part.plan.dated else None
+    return part.plan, part.key, delta, slot
 
 
 def _log(error: Exception) -> None:

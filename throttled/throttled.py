@@ -150,7 +150,7 @@ class Throttled(BaseThrottled[Store]):
         check_on_error(on_error)
         wanted = self._own_cost() if cost is None else cost
         key, wanted, patience = self._call(key, wanted, timeout, deadline)
-        taken = Taken()
+        taken = Taken(ticketed=True)
         result = (
             self._watched(key, wanted, patience, taken)
             if switch.enabled()
@@ -215,12 +215,17 @@ class Throttled(BaseThrottled[Store]):
     def _watched(
         self, key: str, cost: int, patience: float, taken: Taken | None = None
     ) -> RateLimitResult:
-        def decide() -> RateLimitResult:
-            return finished(self._watch(key, cost, patience, taken))
+        left = Taken() if taken is None else taken
 
-        if not self.hooks:
-            return decide()
-        return run_hooks(self.hooks, decide, self._context(key, cost))
+        def decide() -> RateLimitResult:
+            return finished(self._watch(key, cost, patience, left))
+
+        if self.hooks:
+            result = run_hooks(self.hooks, decide, self._context(key, cost))
+        else:
+            result = decide()
+        self._told(key, cost, result, left)
+        return result
 
     def _wait(self, ticket: Ticket) -> None:
         store: Store = ticket.store

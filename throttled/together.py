@@ -86,7 +86,7 @@ def limit_all(pairs: Sequence[Pair], patience: float) -> Flow[RateLimitResult]:
             yield throttle._events.decided(throttle, key, cost, result)
     if not result.limited:
         for throttle, key, cost in shadows:
-            yield from throttle._watch(key, cost, NOW if cost else LOOK)
+            yield throttle._watched(key, cost, NOW if cost else LOOK)
     return result
 
 

@@ -10,10 +10,10 @@ fields, rule = 4, function(
     start, count, last, booked = now - now % period, 0, 0, 0
   elseif now >= start + period then
     start = now - now % period
-    if last > start then
+    if last >= start + period then
       count = limit
     else
-      count = last == start and booked or 0
+      count = last >= start and booked or 0
       last, booked = 0, 0
     end
   elseif now < start - period then
@@ -35,17 +35,19 @@ fields, rule = 4, function(
     elseif cost > limit then
       wait = math.huge
     else
-      local window = start
+      local window, slot = start, now
       if fits then
         -- taken as it is
       elseif last == 0 then
         window, taken = start + period, cost
-      elseif booked + cost <= limit then
-        window, taken = last, booked + cost
+        slot = window
       else
-        window, taken = last + period, cost
+        window, slot, taken = last - last % period, last, booked + cost
+        if taken > limit then
+          window, taken = window + period, cost
+          slot = window
+        end
       end
-      local slot = window
       if soonest > slot then
         slot = soonest
         if slot >= window + period then window, taken = slot - slot % period, cost end
@@ -55,7 +57,7 @@ fields, rule = 4, function(
         if window == start then
           count = taken
         else
-          last, booked = window, taken
+          last, booked = slot, taken
         end
         written = true
       end
@@ -63,9 +65,9 @@ fields, rule = 4, function(
   else -- adjust
     local delta, slot = cost, patience
     local window = slot and slot - slot % period or start
-    if last ~= 0 and window == last then
+    if last ~= 0 and window == last - last % period then
       booked = math.max(booked + delta, 0)
-      if booked == 0 and last == start + period then last = 0 end
+      if booked == 0 and window == start + period then last = 0 end
     elseif window == start and (count > 0 or delta > 0) then
       count = math.max(count + delta, 0)
     else
@@ -76,7 +78,8 @@ fields, rule = 4, function(
 
   local remaining, reset_after = 0, op == 'admit' and 0 or start - now
   if last ~= 0 then
-    reset_after = (booked > 0 and last + period or last) - now
+    local window = last - last % period
+    reset_after = (booked > 0 and window + period or window) - now
   else
     if count < limit then remaining = limit - count end
     if count > 0 then reset_after = start + period - now end

@@ -6,10 +6,11 @@ A call fits when the count of the window it falls into, with its cost, is at mos
 otherwise it fits at the start of the next window that has room. Worst case: two full windows
 meet at a boundary, so up to 2 x limit within one period.
 
-State: `(start, count, last, booked)`: the current window and its count, then the last window
-that holds promises and what they book there (both 0 while nobody waits). Windows between the two
-are taken as full: calls are served in the order they asked, so nobody could use their room. The
-window's start serves as the instant written, for nothing inside a window depends on the time.
+State: `(start, count, last, booked)`: the current window and its count, then the last slot that
+is promised in a later one and what promises book there (both 0 while nobody waits for one). Windows
+between the two are taken as full: calls are served in the order they asked, so nobody could use
+their room. The window's start serves as the instant written, and promises that other rules put off
+within it count as taken, for nothing inside a window depends on the time.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         start, count, last, booked = state
         if now >= start + span:
             start = now - now % span
-            if last > start:
+            if last >= start + span:
                 count = most  # between two windows of promises: closed
             else:
-                count = booked if last == start else 0.0
+                count = booked if last >= start else 0.0
                 last = booked = 0.0
         elif now < start - span:
             back = start - (now - now % span)
@@ -66,14 +67,16 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             wait = inf
         else:
             if fits:
-                window = start
+                window, slot = start, now
             elif not last:
-                window, taken = start + span, float(cost)
-            elif booked + cost <= most:
-                window, taken = last, booked + cost
+                window = slot = start + span
+                taken = float(cost)
             else:
-                window, taken = last + span, float(cost)
-            slot = window
+                window, slot = last - last % span, last
+                taken = booked + cost
+                if taken > most:
+                    window = slot = window + span
+                    taken = float(cost)
             if soonest > slot:
                 slot = soonest
                 if slot >= window + span:
@@ -83,10 +86,10 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                 if window == start:
                     count = taken
                 else:
-                    last, booked = window, taken
+                    last, booked = slot, taken
                 written = (start, count, last, booked)
         if last:
-            return written, wait, 0.0, (last + span if booked else last) - now
+            return written, wait, 0.0, reset_at((start, count, last, booked)) - now
         room = most - count
         return (
             written,
@@ -100,10 +103,10 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
     ) -> tuple[State | None, None]:
         (start, count, last, booked), _ = advance(state, now)
         window = start if slot is None else slot - slot % span
-        if last and window == last:
+        if last and window == last - last % span:
             taken = booked + delta
             booked = taken if taken > 0.0 else 0.0
-            if not booked and last == start + span:
+            if not booked and window == start + span:
                 last = 0.0
         elif window == start and (count or delta > 0):
             taken = count + delta
@@ -116,13 +119,14 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
     def reset_at(state: State) -> float:
         start, count, last, booked = state
         if last:
-            return last + span if booked else last
+            window = last - last % span
+            return window + span if booked else window
         return start + span if count else start
 
     def owed(state: State, now: float) -> float:
         start, count, last, booked = state
         if last:
-            count, start = booked + most, last  # the windows before it are used up
+            count, start = booked + most, last - last % span  # the windows before it are used up
         return count * span / most if now < start + span else 0.0
 
     return Steps(take, queue, adjust, reset_at, owed)

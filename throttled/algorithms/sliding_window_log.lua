@@ -16,6 +16,7 @@ fields, rule = nil, function(
     if table.concat(tail, ' ') ~= written then return end
     call('LTRIM', key, 0, tonumber(tail[3]) < 0 and -4 or -3)
     local last = call('LINDEX', key, -2)
+    if not last then return 0, 0, 0, written end  -- nothing else was there
     if before ~= '0' then call('RPUSH', key, before) end
     return 0, 0, last + period - now, written
   end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,8 @@ import anyio
 
 from throttled.reservation import BaseReservation
 from throttled.store.policy import afinished
+
+logger = logging.getLogger("throttled")
 
 #: Seconds that giving back may take when the block was cancelled.
 _GIVE_BACK = 5.0
@@ -33,8 +36,10 @@ class Reservation(BaseReservation):
         await afinished(self._cancel())
 
     async def _left(self, error: BaseException | None) -> None:
-        with anyio.move_on_after(_GIVE_BACK, shield=True):
+        with anyio.move_on_after(_GIVE_BACK, shield=True) as scope:
             await afinished(self._leave(error is not None))
+        if scope.cancelled_caught:
+            logger.warning("A reservation could not be given back within %g s", _GIVE_BACK)
 
 
 class Reserving:

@@ -50,7 +50,9 @@ def within_scopes(patience: float) -> float:
     deadline = anyio.current_effective_deadline()
     if deadline == inf:
         return patience
-    return min(patience, max((deadline - anyio.current_time()) * 1e6 // 1.0, NOW))
+    left = deadline - anyio.current_time()
+    # Of a scope that is cancelled already it is -inf, which cannot be rounded.
+    return min(patience, left * 1e6 // 1.0) if left > 0.0 else NOW
 
 
 class Throttled(BaseThrottled["Store | AsyncStore"]):
@@ -173,7 +175,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             patience = self._wait_of(timeout, deadline) if wanted else LOOK
             if patience > 0.0:
                 patience = within_scopes(patience)
-            taken = Taken()
+            taken = Taken(ticketed=True)
             if switch.enabled():
                 result = await self._watched(name, wanted, patience, taken)
             else:
@@ -223,12 +225,19 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
     async def _watched(
         self, key: str, cost: int, patience: float, taken: Taken | None = None
     ) -> RateLimitResult:
-        async def decide() -> RateLimitResult:
-            return await afinished(self._watch(key, cost, patience, taken))
+        left = Taken() if taken is None else taken
 
-        if not self.hooks:
-            return await decide()
-        return await run_hooks(self.hooks, decide, self._context(key, cost))
+        async def decide() -> RateLimitResult:
+            return await afinished(self._watch(key, cost, patience, left))
+
+        if self.hooks:
+            result = await run_hooks(self.hooks, decide, self._context(key, cost))
+        else:
+            result = await decide()
+        told = self._told(key, cost, result, left)
+        if told is not None:
+            await told
+        return result
 
     @staticmethod
     def _monotonic() -> float:

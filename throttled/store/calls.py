@@ -249,7 +249,7 @@ class RedisCalls(Generic[AskT]):
         """An ask to admit a joint whose plans have keys of their own, with a ticket."""
         # Such a joint is made for one call, so its wording is not kept.
         wording = JointWording(joint, [self._wording(each) for each in joint.members])
-        groups = wording.to_ask(cost, patience, Wording.to_ticket)
+        groups = wording.to_ask(cost, patience, ticket=True)
         ask = self.ask(wording.bulks(keys), groups, self._now())
         ask.width = wording.width
         if self._clustered and len(set(keys)) > 1:
@@ -357,6 +357,23 @@ class RedisCalls(Generic[AskT]):
             self._waiting.add(part)
         looks = [tuple(map(float, each[:3])) for each in found]
         return (ticket, wait, looks), ticket
+
+    def _joint_reply(self, reply: Any, call: JointCall, sent_at: float, seen: int) -> Answer:
+        """What a reply to a joint alone comes to."""
+        if call[2] and not self._denials.at_hand:
+            for group in reply:
+                if group.__class__ is not list or group[0] != 0:
+                    break
+            else:  # admitted at once, as most are
+                result = _new(RateLimitResult)
+                result.limited = False
+                result._plan = call[0]
+                result._seen = reply
+                result._asked = call[2]
+                result._now = None
+                result._source = "server"
+                return result
+        return self._joint_decided(reply if len(reply) > 1 else reply[0], b"", call, sent_at, seen)
 
     def _joint_decided(
         self, found: Any, name: bytes, call: JointCall, sent_at: float, seen: int

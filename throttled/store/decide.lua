@@ -4,29 +4,34 @@
 -- KEYS[i]: one key a group. ARGV[1]: now in µs, or '' for the server's TIME. Then for each group
 -- op, rule, limit, period, burst, a, b:
 --   admit   a = cost      b = patience in µs ('-inf': only look)
---   join    as admit, and only together with the next group, and so on up to one that is no join:
---           all of them or none, with the patience of the last, each at the latest of their slots
 --   ticket  as admit, and a call that is admitted at once is told the slot it was booked for
+--   admit+, ticket+       as those, but only together with the next group, and so on up to one
+--           without the '+': all of them or none, each at the latest of their slots; of one patience
 --   adjust  a = delta     b = slot in µs, '' = the newest
 --   undo    a = written   b = before, both as an admit replied them
 --   reset   a = b = ''    deletes the key, whatever it holds
--- A group's reply stands in its own place: an array (admit, join, ticket), 1 or 0 (adjust, undo,
--- reset: was anything changed), or a string that says what is wrong. Each group is read in full
--- before its first write, so a bad one changes nothing; of those that are joined, all are.
+-- A group's reply stands in its own place: an array (admit, ticket), 1 or 0 (adjust, undo, reset:
+-- was anything changed), or a string that says what is wrong. Each group is read in full before its
+-- first write, so a bad one changes nothing; of those that go together, all are.
 --
 -- A rule's file sets `fields`, how many numbers its state has, and `rule`, which decides by them:
 --   (op, now, a, b, soonest, limit, period, burst, state...)
 --     -> wait, remaining, reset_after, new state...   (no new state: there is nothing to write)
--- A rule with 2 fields may add two more of them.
+-- A state of 2 fields may have two more at times.
 -- A rule whose state is not a line of numbers has no fields, and reads and writes by itself:
 --   (op, now, a, b, soonest, limit, period, burst, key)
 --     -> wait, remaining, reset_after, after, before  (no `after`: nothing was written)
--- `soonest`: no slot before that instant (0: any).
+-- `soonest`: no slot is to lie before that instant (0: any may).
 local replies = {}
 local name, fields, rule
 local limit_text, period_text, burst_text, limit, period, burst
-local joined  -- the groups of a joint so far
-for i = 1, #KEYS do
+-- Of groups that go together: the first one, how long the slowest has to wait, what is wrong with
+-- one, whether all know by now what to write, and that: key, state, TTL.
+local from, slowest, bad, whole, writes, written
+-- Their second round, where the first could not say it all: with which patience, and from when on.
+local again, again_from
+local i, count = 1, #KEYS
+while i <= count do
   local key, j = KEYS[i], 7 * i - 5
   local op, a, b = ARGV[j], ARGV[j + 5], ARGV[j + 6]
   -- Mostly, rule and quota are those of the group before.
@@ -38,18 +43,29 @@ for i = 1, #KEYS do
     limit_text, period_text, burst_text = ARGV[j + 2], ARGV[j + 3], ARGV[j + 4]
     limit, period, burst = limit_text + 0, period_text + 0, burst_text + 0
   end
-  local kind, patience = op, nil
+  local ticket, more
   if op == 'admit' then
     a, b = a + 0, b + 0
   elseif op == 'adjust' then
     a, b = a + 0, tonumber(b)
-  elseif op == 'join' or op == 'ticket' then
+  elseif op ~= 'undo' and op ~= 'reset' then
+    ticket, more = op ~= 'admit+', op ~= 'ticket'
     a, b, op = a + 0, b + 0, 'admit'
-    if kind == 'join' and not joined then joined = {from = i} end
+    if more and not from then
+      from, slowest, whole, written = i, 0, true, 0
+      writes = writes or {'', '', 0, '', '', 0, '', '', 0}
+    end
   end
-  patience = b
-  -- Of those that are joined, what fits now is worked out at once, but written later.
-  if joined and b > 0 then patience = 0 end
+  local patience, soonest = b, 0
+  if from then
+    if again then
+      patience, soonest = again, again_from
+    elseif not fields then
+      whole, patience = false, -math.huge  -- for it would write at once
+    elseif b > 0 then
+      patience = 0
+    end
+  end
 
   local reply, wait, remaining, reset_after, before, after
   local one, two, three, four
@@ -57,10 +73,9 @@ for i = 1, #KEYS do
     reply = try('DEL', key)
     if type(reply) == 'table' then reply = reply.err end
   elseif not fields then
-    if joined then patience = -math.huge end
     local fine
     fine, wait, remaining, reset_after, after, before =
-      pcall(rule, op, now, a, patience, 0, limit, period, burst, key)
+      pcall(rule, op, now, a, patience, soonest, limit, period, burst, key)
     if not fine then reply = type(wait) == 'table' and wait.err or wait end
   else
     local held = try('GET', key)
@@ -98,102 +113,86 @@ for i = 1, #KEYS do
       end
     elseif not reply then
       before = held or ''
-      if joined then joined[i] = {one, two, three, four} end
       wait, remaining, reset_after, one, two, three, four =
-        rule(op, now, a, patience, 0, limit, period, burst, one, two, three, four)
+        rule(op, now, a, patience, soonest, limit, period, burst, one, two, three, four)
     end
   end
 
-  -- All of a joint are answered, and written, with the last of them.
-  local first = i
-  if joined then
-    joined[i] = {
-      key, fields, rule, a, limit, period, burst, before, wait, remaining, reset_after,
-      now = {one, two, three, four}, found = joined[i],
-    }
-    joined.bad = joined.bad or reply
-    joined.wait = math.max(joined.wait or 0, wait or 0)
-    first = kind == 'join' and i + 1 or joined.from
-  end
-  for m = first, i do
-    local mine = joined and joined[m]
-    if mine then
-      reply = joined.bad
-      key, fields, rule, a, limit, period, burst, before, wait, remaining, reset_after =
-        unpack(mine, 1, 11)
-      one, two, three, four = unpack(mine.now, 1, 4)
-      after = nil
-      local taken = joined.wait <= b
-      if not reply and taken and (joined.wait > 0 or not fields) then
-        -- Once more, from where it was: all at the latest of their slots.
-        local soonest = joined.wait > 0 and now + joined.wait or 0
-        if fields then
-          local found = mine.found
-          wait, remaining, reset_after, one, two, three, four = rule('admit', now, a, math.huge,
-            soonest, limit, period, burst, found[1], found[2], found[3], found[4])
-        else
-          local fine
-          fine, wait, remaining, reset_after, after, before =
-            pcall(rule, 'admit', now, a, math.huge, soonest, limit, period, burst, key)
-          if not fine then reply = type(wait) == 'table' and wait.err or wait end
-        end
-      elseif not reply and not taken and wait == 0 and b >= 0 and fields then
-        local found = mine.found
-        wait, remaining, reset_after, one, two, three, four = rule('admit', now, a, -math.huge,
-          0, limit, period, burst, found[1], found[2], found[3], found[4])
-      end
-    end
-
-    if one and not after and not reply then
-      if three then
-        local exact = two < EXACT and two > -EXACT and three < EXACT and four < EXACT
-        after = format(exact and '%d %d %d %d' or '%.17g %.17g %.17g %.17g', one, two, three, four)
-      else
-        -- '%d' writes the same digits faster.
-        local exact = two < EXACT and two > -EXACT
-        after = format(exact and '%d %d' or '%.17g %.17g', one, two)
-      end
-    end
-
-    -- A key lasts until its state equals that of a key never seen.
-    if after and not reply then
-      local ttl = -floor(-reset_after / 1000)
-      if ttl > 1e15 then ttl = 1e15 end
-      if ttl > 0 and fields then
-        reply = try('SET', key, after, 'PX', ttl + longer).err
-      else
-        local done = ttl > 0 and try('PEXPIRE', key, ttl + longer) or try('DEL', key)
-        if type(done) == 'table' then reply = done.err end
-      end
-      -- A server out of memory refuses the first write, if any.
-      if mine then joined.bad = reply end
-    end
-
-    if reply then
-      replies[m] = reply
-    elseif op ~= 'admit' then
-      replies[m] = after and 1 or 0
+  if one and not after and not reply then
+    if three then
+      local exact = two < EXACT and two > -EXACT and three < EXACT and four < EXACT
+      after = format(exact and '%d %d %d %d' or '%.17g %.17g %.17g %.17g', one, two, three, four)
     else
-      local slot = wait > 0 and wait <= b and now + wait
-      if kind == 'ticket' and wait == 0 and after then
-        slot = fields and one or now + reset_after - period
-      end
-      -- Integers while they are exact as such.
-      if wait >= EXACT or reset_after >= EXACT then
-        wait, reset_after = format('%.17g', wait), format('%.17g', reset_after)
-      end
-      if slot then
-        replies[m] = {wait, remaining, reset_after, slot, before or '', after or ''}
+      -- '%d' writes the same digits faster.
+      local exact = two < EXACT and two > -EXACT
+      after = format(exact and '%d %d' or '%.17g %.17g', one, two)
+    end
+  end
+
+  -- A key lasts until its state equals that of a key never seen.
+  if after and not reply then
+    local ttl = -floor(-reset_after / 1000)
+    if ttl > 1e15 then ttl = 1e15 end
+    if from and not again and fields then
+      writes[written + 1], writes[written + 2], writes[written + 3] = key, after, ttl + longer
+      written = written + 3
+    elseif bad then
+      reply = bad
+    elseif ttl > 0 and fields then
+      reply = try('SET', key, after, 'PX', ttl + longer).err
+    else
+      local done = ttl > 0 and try('PEXPIRE', key, ttl + longer) or try('DEL', key)
+      if type(done) == 'table' then reply = done.err end
+    end
+  end
+
+  if reply then
+    replies[i] = reply
+  elseif op ~= 'admit' then
+    replies[i] = after and 1 or 0
+  else
+    local slot = wait > 0 and wait <= b and now + wait
+    if from and wait > slowest then slowest = wait end
+    if ticket and wait == 0 and after then
+      slot = fields and one or now + reset_after - period
+    end
+    -- Integers while they are exact as such.
+    if wait >= EXACT or reset_after >= EXACT then
+      wait, reset_after = format('%.17g', wait), format('%.17g', reset_after)
+    end
+    if slot then
+      replies[i] = {wait, remaining, reset_after, slot, before or '', after or ''}
+    else
+      replies[i] = {wait, remaining, reset_after}
+    end
+  end
+
+  if from then
+    bad = bad or reply
+    if not more then
+      if not (bad or again) and b >= 0 and not (whole and slowest == 0) then
+        -- Once more from the first one: all at the latest of their slots, or only looked at.
+        if slowest <= b then
+          again, again_from = math.huge, slowest > 0 and now + slowest or 0
+        else
+          again, again_from = -math.huge, 0
+        end
+        i = from - 1
       else
-        replies[m] = {wait, remaining, reset_after}
+        for w = 1, bad and 0 or written, 3 do
+          local done = writes[w + 2] > longer
+            and try('SET', writes[w], writes[w + 1], 'PX', writes[w + 2]) or try('DEL', writes[w])
+          if type(done) == 'table' and done.err then
+            -- A server out of memory refuses the first write, if any.
+            bad = done.err
+            break
+          end
+        end
+        for m = from, bad and i or 0 do replies[m] = bad end
+        from, bad, again = nil, nil, nil
       end
     end
   end
-  if joined and kind ~= 'join' then
-    if joined.bad then
-      for m = joined.from, i do replies[m] = joined.bad end
-    end
-    joined, name, limit_text = nil, nil, nil
-  end
+  i = i + 1
 end
 return replies

@@ -74,7 +74,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
         asking, prefix, denials = self._wording(plan).asking, plan.prefix, self._denials
         at_hand, tick, alone, new_result = denials.at_hand, denials.tick, self._alone, _new
         slowly, answered, real = self._decide, self._answered, self._clock is None
-        decided = self._joint_decided if isinstance(plan, Joint) else None
+        decided = self._joint_reply if isinstance(plan, Joint) else None
 
         def decide(key: str, cost: int, patience: float) -> Answer:
             sent_at = tick()
@@ -105,9 +105,8 @@ class RedisStore(RedisCalls[SyncAsk], Store):
                             lane.kick()
                         found = reply[0]
                         if decided is not None:
-                            found = reply if len(reply) > 1 else found
                             call: Any = plan, key, cost, patience
-                            return decided(found, b"", call, sent_at, seen)
+                            return decided(reply, call, sent_at, seen)
                         wait = found[0]
                         if denial is not None and wait == 0:
                             denials.forget(plan, key)

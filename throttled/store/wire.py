@@ -117,21 +117,20 @@ class JointWording:
         """The groups that ask for a cost; kept, for most calls are like others before them."""
         groups = self._groups.get((cost, patience))
         if groups is None:
-            groups = self.to_ask(cost, patience, Wording.to_admit)
+            groups = self.to_ask(cost, patience, ticket=False)
             if len(self._groups) >= _KEPT:
                 self._groups = {}
             self._groups[cost, patience] = groups
         return groups
 
-    def to_ask(
-        self, cost: int, patience: float, last: Callable[[Wording, int, float], bytes]
-    ) -> bytes:
-        """The groups that ask for a cost, the last of them as `last` puts it."""
+    def to_ask(self, cost: int, patience: float, ticket: bool) -> bytes:
+        """The groups that ask for a cost, with or without a ticket."""
         costs = (*self._joint.costs(cost), *(cost for _ in self._joint.holds))
+        count = len(self._parts)
         groups = [
-            part.to_join(each, patience) for part, each in zip(self._parts, costs, strict=True)
+            part.to_join(each, patience, ticket, last=place == count)
+            for place, (part, each) in enumerate(zip(self._parts, costs, strict=True), 1)
         ]
-        groups[-1] = last(self._parts[-1], costs[-1], patience)
         return b"".join(groups)
 
 
@@ -145,6 +144,7 @@ class Wording:
         "_groups",
         "_heads",
         "_join",
+        "_join_ticket",
         "_names",
         "_prefix",
         "_ticket",
@@ -160,8 +160,17 @@ class Wording:
         rest = bulk(plan.kind.encode()) + numbers
         self._digest = digest
         self._prefix = plan.prefix.encode("utf-8", "surrogatepass") + b"{"
-        self._admit, self._adjust, self._undo, self._join, self._ticket, reset = (
-            bulk(op) + rest for op in (b"admit", b"adjust", b"undo", b"join", b"ticket", b"reset")
+        (
+            self._admit,
+            self._adjust,
+            self._undo,
+            self._join,
+            self._ticket,
+            self._join_ticket,
+            reset,
+        ) = (
+            bulk(op) + rest
+            for op in (b"admit", b"adjust", b"undo", b"admit+", b"ticket", b"ticket+", b"reset")
         )
         #: The group that forgets a key.
         self.to_reset = reset + bulk(b"") + bulk(b"")
@@ -217,13 +226,14 @@ class Wording:
             self._groups[cost, patience] = group
         return group
 
-    def to_join(self, cost: int, patience: float) -> bytes:
-        """The group that asks for a cost together with the group after it."""
-        return self._join + bulk(whole(cost)) + bulk(whole(patience))
-
-    def to_ticket(self, cost: int, patience: float) -> bytes:
-        """The group that asks for a cost, and for the slot that it is booked for."""
-        return self._ticket + bulk(whole(cost)) + bulk(whole(patience))
+    def to_join(self, cost: int, patience: float, ticket: bool, last: bool) -> bytes:
+        """The group that asks for a cost together with the group after it, unless it is the last;
+        and for a ticket, if there is to be one."""
+        if ticket:
+            op = self._ticket if last else self._join_ticket
+        else:
+            op = self._admit if last else self._join
+        return op + bulk(whole(cost)) + bulk(whole(patience))
 
     def to_adjust(self, delta: int, slot: float | None) -> bytes:
         return self._adjust + bulk(whole(delta)) + bulk(b"" if slot is None else whole(slot))
