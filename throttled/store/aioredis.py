@@ -8,12 +8,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 from throttled.exceptions import BaseThrottledError, SetUpError
-from throttled.store.base import Answer, AsyncStore, Call, Health, Outcome, Reply, Steps, Ticket
+from throttled.store.base import Answer, AsyncStore, Call, Health, Outcome, Reply, Ticket
 from throttled.store.calls import RedisCalls
 from throttled.store.denials import again
 from throttled.store.flight import UNANSWERED
 from throttled.store.loops import AsyncAsk, AsyncLane, AsyncLine, driven, kept, leftovers
 from throttled.store.shared import Shared
+from throttled.store.waiting import Steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -212,10 +213,19 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
 
     async def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         """Charge or give back several in one round trip; says of each whether it changed."""
-        asks = self._to_adjust_all(changes)
+        return await self._heard(self._to_adjust_all(changes), changes)
+
+    async def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
+        """Forget several in one round trip."""
+        await self._heard(self._to_reset_all(names), names)
+
+    async def _heard(
+        self, asks: Sequence[AsyncAsk], named: Sequence[tuple[Any, ...]]
+    ) -> list[bool]:
+        """What came of asks that belong together."""
         for wait in [self._send(ask) for ask in asks]:
             await wait
-        return self._changed_all(asks, changes)
+        return self._changed_all(asks, named)
 
     async def admit_all(
         self, joint: Joint, keys: Sequence[str], cost: int, patience: float

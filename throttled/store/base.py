@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from bisect import insort_right
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, Protocol, cast
@@ -241,7 +240,7 @@ class Store(_AnyStore, ABC):
         All or nothing, in one step. Returns the answer, and a ticket if the call was admitted, with
         or without a wait.
         """
-        raise SetUpError(_UNABLE.format(type(self).__name__))
+        raise unable(self)
 
     def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         """Charge or give back several at once; says of each whether anything was changed."""
@@ -255,6 +254,8 @@ class Store(_AnyStore, ABC):
     def bind(self, plan: Plan | Joint) -> Callable[[str, int, float], Answer]:
         """`(key, cost, patience)` -> the answer by one plan, or by a joint."""
         if isinstance(plan, Joint):
+            if type(self).admit_all is Store.admit_all:
+                raise unable(self)
             return together(self, plan)
 
         def decide(key: str, cost: int, patience: float) -> Answer:
@@ -297,7 +298,7 @@ class AsyncStore(_AnyStore, ABC):
     async def admit_all(
         self, joint: Joint, keys: Sequence[str], cost: int, patience: float
     ) -> tuple[Answer, Ticket | None]:
-        raise SetUpError(_UNABLE.format(type(self).__name__))
+        raise unable(self)
 
     async def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         return [await self.adjust(*change) for change in changes]
@@ -310,6 +311,8 @@ class AsyncStore(_AnyStore, ABC):
         """`(key, cost, patience)` -> the answer by one plan or a joint, to be awaited."""
         if isinstance(plan, Joint):
             joint = plan
+            if type(self).admit_all is AsyncStore.admit_all:
+                raise unable(self)
 
             async def decide_all(key: str, cost: int, patience: float) -> Answer:
                 return (await self.admit_all(joint, joint.keys(key), cost, patience))[0]
@@ -326,10 +329,13 @@ class AsyncStore(_AnyStore, ABC):
         return outcomes_of(await self.run_many(calls_of(plan, calls)), plan, calls, self.source)
 
 
-_UNABLE = (
-    "A {} decides by one rule at a time; several rules, hold=True and reserve() take a MemoryStore "
-    "or a RedisStore, or a store of yours with admit_all()."
-)
+def unable(store: object) -> SetUpError:
+    """The error of a store that decides by one plan at a time."""
+    return SetUpError(
+        f"A {type(store).__name__} decides by one rule at a time. Several rules, a cost of their "
+        f"own, hold=True, reserve() and limit_all() take a MemoryStore, a RedisStore, or a store "
+        f"of yours with admit_all()."
+    )
 
 
 def together(store: Store, joint: Joint) -> Callable[[str, int, float], Answer]:
@@ -365,131 +371,3 @@ def outcomes_of(
         else answer_of(reply, plan, cost, NOW, source)
         for reply, (_, cost) in zip(replies, calls, strict=True)
     ]
-
-
-#: `(True, ticket)`: undo it; `(False, ticket)`: give back its cost by an adjustment. The answer
-#: sent in is whether anything was changed.
-Steps = Generator[tuple[bool, Ticket], bool, None]
-
-
-class _Line:
-    """Those who wait for one key, in the order of their slots."""
-
-    __slots__ = ("busy", "tickets")
-
-    def __init__(self) -> None:
-        self.tickets: list[Ticket] = []
-        self.busy = False  # somebody is giving back what stands at its end
-
-
-class Waiting:
-    """The promises of this process that were not used yet, key by key.
-
-    A promise with nobody behind it is undone, and leaves the key as if it had never been asked
-    for. One with others behind it cannot be put back without changing what they were promised. So
-    it stays in line, marked as gone, until it comes to stand at the end: then it is undone too (a
-    hundred waiters cancelled in any order leave no trace), or, if those behind it were served, its
-    cost is given back as far as the algorithm allows.
-
-    What to do comes out as steps, so that sync and async stores can share it; one caller at a time
-    takes them for a key, on behalf of all. Bounded; promises of other processes are not known
-    here, and simply stand.
-    """
-
-    __slots__ = ("_lines", "_lock")
-
-    def __init__(self) -> None:
-        self._lock = new_lock()
-        self._lines: dict[tuple[str, str], _Line] = {}
-
-    def add(self, ticket: Ticket) -> None:
-        """Somebody waits for a slot."""
-        name = (ticket.plan.prefix, ticket.key)
-        with self._lock:
-            line = self._lines.get(name)
-            if line is None:
-                if len(self._lines) >= 4096:
-                    del self._lines[next(iter(self._lines))]
-                line = self._lines[name] = _Line()
-            tickets = line.tickets
-            # Who never said that they were served: their slots had passed when this one asked.
-            asked = ticket.slot - ticket.wait
-            while tickets and not tickets[0].gone and tickets[0].slot <= asked:
-                del tickets[0]
-            insort_right(tickets, ticket, key=_slot)
-
-    def leave(self, ticket: Ticket) -> Steps:
-        """Somebody gives up a slot."""
-        name = (ticket.plan.prefix, ticket.key)
-        with self._lock:
-            ticket.gone = True
-            line = self._lines.get(name)
-            if line is None:
-                line = self._lines[name] = _Line()
-            if ticket not in line.tickets:
-                insort_right(line.tickets, ticket, key=_slot)
-        yield from self._give_back(name)
-
-    def arrive(self, ticket: Ticket) -> Steps:
-        """Somebody's slot has come."""
-        name = (ticket.plan.prefix, ticket.key)
-        with self._lock:
-            line = self._lines.get(name)
-            if line is None:
-                return
-            if ticket in line.tickets:
-                line.tickets.remove(ticket)
-            if not line.tickets and not line.busy:
-                del self._lines[name]
-                return
-        yield from self._give_back(name)
-
-    def hold(self, plan: Plan, key: str) -> None:
-        """A penalty was set: whoever of this process waits for that key looks again."""
-        with self._lock:
-            line = self._lines.get((plan.prefix, key))
-            for ticket in line.tickets if line is not None else ():
-                ticket.held = True
-
-    def _give_back(self, name: tuple[str, str]) -> Steps:
-        """Put back what stands at the end of the line and is gone, the newest first."""
-        with self._lock:
-            line = self._lines.get(name)
-            if line is None or line.busy:
-                return
-            line.busy = True
-        try:
-            while True:
-                with self._lock:
-                    ticket = line.tickets[-1] if line.tickets else None
-                    if ticket is None or not ticket.gone:
-                        line.busy = False
-                        if ticket is None and self._lines.get(name) is line:
-                            del self._lines[name]
-                        return
-                if not (yield True, ticket):
-                    if line.tickets[-1:] != [ticket]:
-                        continue  # somebody has come to stand behind it meanwhile
-                    yield False, ticket
-                with self._lock:
-                    line.tickets.remove(ticket)
-        finally:
-            line.busy = False
-
-
-def follow(store: Store, steps: Steps) -> None:
-    """Take the steps that give back what is gone."""
-    try:
-        undo, ticket = next(steps)
-        while True:
-            undo, ticket = steps.send(
-                store.undo(ticket)
-                if undo
-                else store.adjust(ticket.plan, ticket.key, -ticket.cost, ticket.slot)
-            )
-    except StopIteration:
-        return
-
-
-def _slot(ticket: Ticket) -> float:
-    return ticket.slot

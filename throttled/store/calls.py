@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from throttled.algorithms.plan import NOW, Joint
 from throttled.exceptions import (
     BaseThrottledError,
-    DataError,
     SetUpError,
     StoreUnavailableError,
 )
@@ -24,11 +23,8 @@ from throttled.store.base import (
     Reply,
     Sleeper,
     Ticket,
-    Waiting,
     answer_of,
     calls_of,
-    joint_result,
-    joint_ticket,
     sleeper_of,
 )
 from throttled.store.connection import (
@@ -42,10 +38,12 @@ from throttled.store.connection import (
 from throttled.store.denials import Denials, again
 from throttled.store.failure import Failure, failures, group_error, is_list
 from throttled.store.flight import Ask, Lane
+from throttled.store.joint_calls import AskT, JointCalls
 from throttled.store.lines import Flow, Line, Source
 from throttled.store.policy import checked_policy
 from throttled.store.roads import ClusterRoad, Road
 from throttled.store.shared import Shared, frozen
+from throttled.store.waiting import Waiting
 from throttled.store.wire import SERVER_TIME, JointWording, Wording, bulk, digest_of, whole
 
 if TYPE_CHECKING:
@@ -55,10 +53,6 @@ if TYPE_CHECKING:
 
 _new = object.__new__
 
-AskT = TypeVar("AskT", bound=Ask)
-
-#: A call to admit by a joint: with one key, or with one a member.
-JointCall = tuple[Joint, Any, int, float]
 
 #: More plans than this at once, and their bytes are put together anew.
 _WORDINGS = 1024
@@ -88,7 +82,7 @@ class Link:
             yield pool.disconnect()
 
 
-class RedisCalls(Generic[AskT]):
+class RedisCalls(JointCalls[AskT]):
     """What a Redis store has and does, whichever way its calls travel."""
 
     asynchronous: ClassVar[bool]
@@ -245,17 +239,6 @@ class RedisCalls(Generic[AskT]):
         ask.width = wording.width
         return ask
 
-    def _to_ticket(self, joint: Joint, keys: Sequence[str], cost: int, patience: float) -> AskT:
-        """An ask to admit a joint whose plans have keys of their own, with a ticket."""
-        # Such a joint is made for one call, so its wording is not kept.
-        wording = JointWording(joint, [self._wording(each) for each in joint.members])
-        groups = wording.to_ask(cost, patience, ticket=True)
-        ask = self.ask(wording.bulks(keys), groups, self._now())
-        ask.width = wording.width
-        if self._clustered and len(set(keys)) > 1:
-            _check_slots(ask.names)
-        return ask
-
     def _to_admit_all(self, calls: Sequence[Call], at: float | None = None) -> list[AskT]:
         asks: list[AskT] = []
         make, now = self.ask, self._now(at)
@@ -288,11 +271,12 @@ class RedisCalls(Generic[AskT]):
     def _to_adjust_all(self, changes: Sequence[Change]) -> list[AskT]:
         return [self._to_adjust(*change) for change in changes]
 
-    def _changed_all(self, asks: Sequence[Ask], changes: Sequence[Change]) -> list[bool]:
-        return [
-            self._changed(ask, plan, key)
-            for ask, (plan, key, _, _) in zip(asks, changes, strict=True)
-        ]
+    def _to_reset_all(self, names: Sequence[tuple[Plan, str]]) -> list[AskT]:
+        return [self._to_reset(plan, key) for plan, key in names]
+
+    def _changed_all(self, asks: Sequence[Ask], named: Sequence[tuple[Any, ...]]) -> list[bool]:
+        """What came of each; `named`: tuples that begin with their plans and keys."""
+        return [self._changed(ask, each[0], each[1]) for ask, each in zip(asks, named, strict=True)]
 
     def hold(self, plan: Plan, key: str) -> None:
         """A penalty was set: see `Waiting.hold`."""
@@ -313,102 +297,6 @@ class RedisCalls(Generic[AskT]):
             lane.queue.append(ask)
         else:
             ask.settle(StoreUnavailableError(lane.breaker.refusal(ask.asked_at)))
-
-    @property
-    def _clustered(self) -> bool:
-        """Whether keys live on several nodes."""
-        if self._factory is not None:
-            return self._factory.cluster
-        return getattr(self._client, "connection_pool", None) is None
-
-    def _joint_answer(
-        self, found: Any, name: bytes, call: JointCall
-    ) -> tuple[Answer, Ticket | None]:
-        """What the reply to a joint comes to, with a ticket if there is something to give back.
-
-        Raises what stands in its place.
-        """
-        joint, keys, cost, patience = call
-        if len(joint.members) == 1:
-            found = [found]
-        if not is_list(found) or not is_list(found[0]):
-            error = found[0] if is_list(found) else found
-            raise error if isinstance(error, BaseThrottledError) else group_error(name, error)
-        wait = max([float(each[0]) for each in found])
-        if isinstance(keys, str):
-            keys = joint.keys(keys)
-        if not cost or wait > patience:
-            return joint_result(wait > 0 and cost > 0, joint, found, cost, None, "server"), None
-        parts: list[Ticket] = []
-        for plan, key, each, reply in zip(
-            joint.plans, keys, joint.costs(cost), found, strict=False
-        ):
-            if self._denials.at_hand:
-                self._denials.outdated(plan, key)
-            if len(reply) == 6:
-                slot, before, written = reply[3:]
-                parts.append(Ticket(plan, key, each, wait, float(slot), before, written, self))
-        if not parts:
-            return joint_result(False, joint, found, cost, None, "server"), None
-        ticket = joint_ticket(joint, cost, wait, parts[0].slot, parts, self)
-        if not wait:
-            return joint_result(False, joint, found, cost, None, "server"), ticket
-        for part in parts:
-            self._waiting.add(part)
-        looks = [tuple(map(float, each[:3])) for each in found]
-        return (ticket, wait, looks), ticket
-
-    def _joint_reply(self, reply: Any, call: JointCall, sent_at: float, seen: int) -> Answer:
-        """What a reply to a joint alone comes to."""
-        if call[2] and not self._denials.at_hand:
-            for group in reply:
-                if group.__class__ is not list or group[0] != 0:
-                    break
-            else:  # admitted at once, as most are
-                result = _new(RateLimitResult)
-                result.limited = False
-                result._plan = call[0]
-                result._seen = reply
-                result._asked = call[2]
-                result._now = None
-                result._source = "server"
-                return result
-        return self._joint_decided(reply if len(reply) > 1 else reply[0], b"", call, sent_at, seen)
-
-    def _joint_decided(
-        self, found: Any, name: bytes, call: JointCall, sent_at: float, seen: int
-    ) -> Answer:
-        """What the answer to a joint comes to; a refusal is remembered."""
-        answer, _ = self._joint_answer(found, name, call)
-        joint, key, cost, patience = call
-        if patience >= 0.0 and isinstance(answer, RateLimitResult) and answer.limited:
-            looks = [tuple(map(float, each[:3])) for each in answer._seen]
-            wait = max([look[0] for look in looks])
-            self._denials.refused(joint, key, cost, sent_at, (None, wait, 0.0, 0.0), seen, looks)
-        return answer
-
-    def _undone(self, ask: Ask, call: Any) -> tuple[Ticket | None, list[Change]]:
-        """What gives back a call that nobody waits for any more: a ticket to withdraw, or changes.
-
-        Raises what stands in the place of its reply.
-        """
-        plan, key, cost, patience = call
-        if isinstance(plan, Joint):
-            answer, ticket = self._joint_answer(ask.answer, ask.name, call)
-            if not isinstance(answer, RateLimitResult):
-                return ticket, []
-            if answer.limited or not cost:
-                return None, []
-            keys = plan.keys(key) if isinstance(key, str) else key
-            costs = plan.costs(cost)
-            return None, [
-                (each, name, -costs[place], None)
-                for place, (each, name) in enumerate(zip(plan.plans, keys, strict=False))
-            ]
-        reply = self._replied(ask, call)
-        if isinstance(reply[0], Ticket):
-            return reply[0], []
-        return None, [(plan, key, -cost, None)] if cost and reply[1] <= patience else []
 
     def _replied(self, ask: Ask, call: Call) -> Reply:
         """The reply to a call to admit; raises what stands in its place."""
@@ -507,14 +395,3 @@ def _client_name(client: Any) -> str:
     if hasattr(pool, "service_name"):
         return f"{pool.service_name} (Sentinel)"
     return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
-
-
-def _check_slots(names: Sequence[bytes]) -> None:
-    """`DataError` unless all keys live in one slot of a cluster."""
-    from redis.crc import key_slot
-
-    if len({key_slot(name) for name in names}) > 1:
-        raise DataError(
-            "Invalid pairs: on a Redis Cluster, keys that are decided at once must share a slot: "
-            'pass slot="..." to limit_all, or keys made by Key(..., slot="...").'
-        )

@@ -177,7 +177,7 @@ while i <= count do
         else
           again, again_from = -math.huge, 0
         end
-        i = from - 1
+        i, written = from - 1, 0
       else
         for w = 1, bad and 0 or written, 3 do
           local done = writes[w + 2] > longer

@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from throttled.algorithms.plan import LOOK, Joint, Plan
 from throttled.result import RateLimitResult
-from throttled.store.base import (
-    Answer,
-    Store,
-    Ticket,
-    Waiting,
-    joint_result,
-    joint_ticket,
-    together,
-)
+from throttled.store.base import Answer, Store, Ticket, joint_result, joint_ticket, together
 from throttled.store.table import GONE, Cell, Table
+from throttled.store.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections import OrderedDict

@@ -27,14 +27,13 @@ from throttled.store.base import (
     Outcome,
     Reply,
     Ticket,
-    Waiting,
     answer_of,
-    follow,
     new_lock,
     sleeper_of,
 )
 from throttled.store.joints import ROUND, JointMemory
 from throttled.store.table import GONE, Cell, Table
+from throttled.store.waiting import Waiting, follow
 
 DEFAULT_MAX_SIZE = 65_536
 _new = object.__new__

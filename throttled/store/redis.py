@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Self
 from throttled.algorithms.plan import Joint
 from throttled.exceptions import BaseThrottledError
 from throttled.result import RateLimitResult
-from throttled.store.base import Answer, Call, Health, Outcome, Reply, Store, Ticket, follow
+from throttled.store.base import Answer, Call, Health, Outcome, Reply, Store, Ticket
 from throttled.store.calls import RedisCalls
 from throttled.store.denials import again
 from throttled.store.failure import failures
 from throttled.store.flight import Part
 from throttled.store.shared import Shared
 from throttled.store.threads import Late, SyncAsk, SyncLane, SyncLine, SyncWaiter, driven
+from throttled.store.waiting import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -229,6 +230,10 @@ class RedisStore(RedisCalls[SyncAsk], Store):
     def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         """Charge or give back several in one round trip; says of each whether it changed."""
         return self._changed_all(self._sent(self._to_adjust_all(changes)), changes)
+
+    def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
+        """Forget several in one round trip."""
+        self._changed_all(self._sent(self._to_reset_all(names)), names)
 
     def admit_all(
         self, joint: Joint, keys: Sequence[str], cost: int, patience: float
