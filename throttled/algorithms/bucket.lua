@@ -36,7 +36,7 @@ fields, rule = 2, function(
     elseif cost * period > full then
       wait = math.huge
     else
-      local own = at
+      local own = now
       if left < 0 then own = at - floor(left / limit) end
       local slot = own
       if last and last > slot then slot = last end

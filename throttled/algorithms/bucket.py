@@ -105,7 +105,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         elif cost * token > full:
             wait = inf
         else:
-            own = slot = at if left >= 0.0 else at - left / rate // 1.0
+            own = slot = now if left >= 0.0 else at - left / rate // 1.0
             if last > slot:
                 slot = last
             if soonest > slot:

@@ -43,7 +43,7 @@ fields, rule = 4, function(
     else
       local slot
       if fits then
-        slot = last
+        slot = queued and last or now
       elseif room >= 0 then
         slot = stop - floor(have / previous)
         if slot <= last then slot = last + 1 end
@@ -59,7 +59,7 @@ fields, rule = 4, function(
           start = slot - slot % period
         end
         current = current + cost
-        last = slot
+        if slot > last then last = slot end
         queued = true
         written = true
       end

@@ -91,7 +91,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             wait = inf
         else:
             if fits:
-                slot = last
+                slot = last if queued else now
             elif room >= 0.0:
                 slot = end - have / previous // 1.0
                 if slot <= last:
@@ -107,7 +107,8 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                     current = 0.0
                     start = slot - slot % span
                 current += cost
-                last = slot
+                if slot > last:
+                    last = slot
                 queued = True
                 written = (at, previous, current, last)
         if queued:

@@ -117,7 +117,8 @@ fields, rule = nil, function(
   local wait, used = 0, total - base
 
   if op == 'admit' then
-    if cost == 0 or (used + cost <= limit and last <= at and soonest <= now) then
+    local fits = used + cost <= limit and last <= at
+    if cost == 0 or (fits and soonest <= now) then
       if cost > 0 and patience >= 0 then
         slot = at
         used = used + cost
@@ -125,7 +126,7 @@ fields, rule = nil, function(
     elseif cost > limit then
       wait = math.huge
     else
-      local free = last > at and last or at
+      local free = fits and now or last > at and last or at
       local bar = total + cost - limit
       if base < bar then
         local entry, size, search = inside(key, marked, back)
@@ -142,7 +143,7 @@ fields, rule = nil, function(
       if wait <= patience then
         -- A promise keeps what it found, expired or not, so that it can be undone.
         if not stepped then head = 0 end
-        slot, promised = free, true
+        slot, promised = at > free and at or free, true
       end
     end
     if stepped and not slot then
@@ -189,7 +190,7 @@ fields, rule = nil, function(
   -- What is left, and the end of it unless something is to be written.
   local room = 0
   if last <= at and used < limit and not promised then room = limit - used end
-  if not (slot or entries) then return wait, room, empty and 0 or last + period - now end
+  if not (slot or entries) or soonest < 0 then return wait, room, empty and 0 or last + period - now end
 
   -- append
   if slot and empty then

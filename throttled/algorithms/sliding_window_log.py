@@ -135,12 +135,13 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             used = total - befores[head]
             last = slots[tail - 1]
         written = state if stepped else None
-        if not cost or (used + cost <= most and last <= at and soonest <= now):
+        fits = used + cost <= most and last <= at
+        if not cost or (fits and soonest <= now):
             wait = 0.0
         elif cost > most:
             wait = inf
         else:
-            slot = last if last > at else at
+            slot = now if fits else last if last > at else at
             first = bisect_left(befores, total + cost - most, head, tail)
             if first > head and slots[first - 1] + span > slot:
                 slot = slots[first - 1] + span
@@ -148,9 +149,11 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                 slot = soonest
             wait = slot - now
             if wait <= patience:
-                if not stepped:
+                if not stepped and head < tail:
                     # A promise keeps what it found, expired or not, so that it can be undone.
                     state = (at, slots, befores, oldest, tail, total)
+                if at > slot:
+                    slot = at
                 written, added = append(state, slot, cost, promise=True)
                 return written, wait, 0.0, slot + span - now, added
         if last > at:

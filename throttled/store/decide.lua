@@ -21,7 +21,7 @@
 -- A rule whose state is not a line of numbers has no fields, and reads and writes by itself:
 --   (op, now, a, b, soonest, limit, period, burst, key)
 --     -> wait, remaining, reset_after, after, before  (no `after`: nothing was written)
--- `soonest`: no slot is to lie before that instant (0: any may).
+-- `soonest`: no slot is to lie before that instant (0: any may; -1: nothing may be written yet).
 local replies = {}
 local name, fields, rule
 local limit_text, period_text, burst_text, limit, period, burst
@@ -61,7 +61,7 @@ while i <= count do
     if again then
       patience, soonest = again, again_from
     elseif not fields then
-      whole, patience = false, -math.huge  -- for it would write at once
+      whole, patience, soonest = false, -math.huge, -1  -- for it would write at once
     elseif b > 0 then
       patience = 0
     end
@@ -153,8 +153,10 @@ while i <= count do
   else
     local slot = wait > 0 and wait <= b and now + wait
     if from and wait > slowest then slowest = wait end
-    if ticket and wait == 0 and after then
-      slot = fields and one or now + reset_after - period
+    if after and (slot or ticket and wait == 0) then
+      -- It is booked at the instant written, and never before that.
+      local booked = fields and one or now + reset_after - period
+      if not slot or booked > slot then slot = booked end
     end
     -- Integers while they are exact as such.
     if wait >= EXACT or reset_after >= EXACT then
@@ -170,7 +172,7 @@ while i <= count do
   if from then
     bad = bad or reply
     if not more then
-      if not (bad or again) and b >= 0 and not (whole and slowest == 0) then
+      if not (bad or again) and not (whole and (slowest == 0 or b < 0)) then
         -- Once more from the first one: all at the latest of their slots, or only looked at.
         if slowest <= b then
           again, again_from = math.huge, slowest > 0 and now + slowest or 0

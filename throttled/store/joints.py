@@ -42,68 +42,83 @@ class JointMemory(Store):
         """`(key, cost, patience)` -> the answer of a joint."""
         get, touch, tick, lock = self._cells.get, self._cells.move_to_end, self._tick, self._lock
         gone, back, to_whole, steady = GONE, self._back, ROUND, self._steady
-        commit_all, slowly = self._commit_all, together(self, joint)
+        slowly, new_result, result_class = together(self, joint), _new, RateLimitResult
         plans, holds = joint.plans, joint.holds
         asked = [
-            (plan.prefix, plan.take, rule.cost)
+            (plan.prefix, plan.take, rule.cost, plan.appends)
             for plan, rule in zip(plans, joint.rules, strict=True)
         ]
-        new_result, result_class, penalties = _new, RateLimitResult, [hold.prefix for hold in holds]
+        penalties = [hold.prefix for hold in holds]
 
         def decide(key: str, cost: int, patience: float) -> Answer:
             """What fits now by all, and what does not and will not wait; the rest goes slowly."""
             if not cost or patience < 0.0:
                 return slowly(key, cost, patience)
             now = tick() * 1e6 + to_whole - back
-            found: list[tuple[Cell | None, Any]] = []
-            news: list[Any] | None = []
-            for prefix, take, fixed in asked:
+            cells: list[Cell] = []
+            seen: list[Any] = []
+            news: list[Any] = []
+            added: list[Any] = []
+            limited = False
+            for prefix, take, fixed, appends in asked:
                 name = prefix + key
                 cell = get(name)
-                state = None
-                if cell is not None:
-                    state = cell.state
-                    if state is gone:
-                        return slowly(key, cost, patience)
-                    try:  # noqa: SIM105 - as in `bind`
-                        touch(name)
-                    except KeyError:
-                        pass
-                found.append((cell, state))
-                if news is not None:
+                if cell is None:
+                    return slowly(key, cost, patience)
+                state = cell.state
+                if state is gone:
+                    return slowly(key, cost, patience)
+                try:  # noqa: SIM105 - as in `MemoryStore.bind`
+                    touch(name)
+                except KeyError:
+                    pass
+                cells.append(cell)
+                seen.append(state)
+                if not limited:
                     new = take(state, now, fixed or cost)
                     if new is None:
-                        news = None
+                        limited = True
+                    elif appends:
+                        news.append(new[0])
+                        added.append(new[1])
                     else:
                         news.append(new)
             for prefix in penalties:
                 if get(prefix + key) is not None:
                     return slowly(key, cost, patience)
-            if news is None:
-                if patience or not steady or any(cell is None for cell, _ in found):
+            if not limited:
+                with lock:
+                    for cell, state in zip(cells, seen, strict=False):
+                        if cell.state is not state:
+                            break
+                    else:
+                        for slots, befores, index, slot, before in added:
+                            slots[index] = slot
+                            befores[index] = before
+                        for cell, new in zip(cells, news, strict=False):
+                            cell.state = new
+                        seen = news
+                if seen is not news:
                     return slowly(key, cost, patience)
-                seen = [state for _, state in found]
-            else:
-                members = [(plan, key, 0) for plan in plans]
-                if not commit_all(members, found, news, now):
-                    return slowly(key, cost, patience)
-                seen = [
-                    new[0] if plan.appends else new for plan, new in zip(plans, news, strict=True)
-                ]
+            elif patience or not steady:
+                return slowly(key, cost, patience)
+            if penalties:
+                seen = [*seen, *(None for _ in penalties)]
             result = new_result(result_class)
-            result.limited = news is None
+            result.limited = limited
             result._plan = joint
-            result._seen = (*seen, *(None for _ in holds))
+            result._seen = seen
             result._asked = cost
             result._now = now
             return result
 
-        if len(plans) != 2 or holds or any(plan.appends for plan in plans):
+        if len(plans) != 2 or holds:
             return decide
 
         # Two rules, known keys, and it fits: the common case, with nothing to look up, and nothing
         # called under the lock.
-        (first, take_one, fixed_one), (second, take_other, fixed_other) = asked
+        (first, take_one, fixed_one, appends_one), other = asked
+        second, take_other, fixed_other, appends_other = other
 
         def decide_two(key: str, cost: int, patience: float) -> Answer:
             if cost and patience >= 0.0:
@@ -122,8 +137,21 @@ class JointMemory(Store):
                                     touch(other_name)
                                 except KeyError:
                                     pass  # evicted a moment ago: the swap below notices
+                                added = other_added = None
+                                if appends_one:
+                                    new, added = new
+                                if appends_other:
+                                    other_new, other_added = other_new
                                 with lock:
                                     if cell.state is state and other_cell.state is other_state:
+                                        if added is not None:
+                                            slots, befores, index, slot, before = added
+                                            slots[index] = slot
+                                            befores[index] = before
+                                        if other_added is not None:
+                                            slots, befores, index, slot, before = other_added
+                                            slots[index] = slot
+                                            befores[index] = before
                                         cell.state, other_cell.state = new, other_new
                                         state = gone
                                 if state is gone:
@@ -166,7 +194,8 @@ class JointMemory(Store):
                 limited = wait > 0.0 and cost > 0
                 return joint_result(limited, joint, states, cost, now, "memory"), None
             slot = now + wait
-            news: list[Any] = [None] * len(members)
+            # Of a hold, too, nothing is written but what a clock changes.
+            news = [look[0] for look in looks]
             parts: list[Ticket] = []
             for place, plan in enumerate(joint.plans):
                 before, (_, key, each) = states[place], members[place]
@@ -176,8 +205,8 @@ class JointMemory(Store):
                 else:
                     news[place] = plan.take(before, now, each)
                 written = news[place][0] if plan.appends else news[place]
-                # Without a wait it is booked at the instant written.
-                at = slot if wait else written[0]
+                # Without a wait it is booked at the instant written, and never before that.
+                at = max(slot, written[0]) if wait else written[0]
                 parts.append(Ticket(plan, key, each, wait, at, before, written, self))
             if not self._commit_all(members, found, news, now, parts if wait else ()):
                 continue
