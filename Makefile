@@ -45,7 +45,7 @@ faults: .venv/dev ## real faults under load: the tables of docs/reliability.md
 
 # Only what the library itself needs, so that a fresh clone gets going quickly.
 .PHONY: demo
-demo: $(or $(wildcard .venv/dev),.venv/demo) ## see it work: quick start, six algorithms, waiting, HTTP
+demo: $(or $(wildcard .venv/dev),.venv/demo) ## see it work: quick start, six algorithms, waiting, several rules, HTTP
 	$(BIN)/python -m docs.examples.demo
 
 .PHONY: vectors

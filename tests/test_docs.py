@@ -106,6 +106,19 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
+def anchors(document: Path) -> set[str]:
+    """What GitHub makes of the headings of a document."""
+    text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each).lower().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_into_documents_lead_to_their_headings(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([\w./]*)#([\w-]+)\)", document.read_text("utf-8")):
+        assert anchor in anchors((document.parent / target) if target else document), anchor
+
+
 def test_every_table_row_has_as_many_cells_as_its_head() -> None:
     for document in DOCUMENTS:
         text = re.sub(r"`[^`]*`", "", document.read_text("utf-8"))

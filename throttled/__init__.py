@@ -24,6 +24,7 @@ from throttled.quota import (
     per_sec,
     per_week,
 )
+from throttled.reservation import Reservation
 from throttled.result import Forecast, RateLimitResult, RateLimitState
 from throttled.store import MemoryStore, RedisStore
 from throttled.throttled import Throttled
@@ -43,6 +44,7 @@ __all__ = [
     "RateLimitState",
     "RateLimiterType",
     "RedisStore",
+    "Reservation",
     "Rule",
     "Throttled",
     "exceptions",

@@ -118,8 +118,6 @@ class BaseThrottled(Generic[StoreT]):
     __slots__ = (
         "__weakref__",
         "_ask",
-        "_ask_awaits",
-        "_awaits",
         "_decide",
         "_events",
         "_patience",
@@ -326,12 +324,10 @@ class BaseThrottled(Generic[StoreT]):
         """Put together what decides."""
         terms = self._terms
         if terms is not None:
-            #: `(key, cost, patience)` -> the answer of the stores.
+            #: `(key, cost, patience)` -> the answer of the stores, or what to await for it.
             self._ask: Callable[[str, int, float], Any] = terms.ask
-            self._ask_awaits = terms.policy.awaits
         else:
             self._ask = self._asking(self._tiers)
-            self._ask_awaits = self._asynchronous
         switch.register(self)
 
     def _asking(self, tiers: Tiers[Terms]) -> Callable[[str, int, float], Any]:
@@ -341,17 +337,14 @@ class BaseThrottled(Generic[StoreT]):
     def _switch(self, enabled: bool) -> None:
         """Limits are switched on or off: see `throttled.testing.disabled`."""
         watched = self.hooks or self._events or self.exempt is not None or not self.enforce
-        #: `(key, cost, patience)` -> the answer of a call, to be awaited if `_awaits`. Whatever
-        #: not every limit has is behind it, so that calls of the others do not ask for it.
+        #: `(key, cost, patience)` -> the answer of a call, or in async code what to await for it.
+        #: Whatever not every limit has is behind it, so that calls of the others do not ask for it.
         if not enabled:
             self._decide: Callable[[str, int, float], Any] = self._off
-            self._awaits = False
         elif watched:
             self._decide = self._watched
-            self._awaits = self._asynchronous
         else:
             self._decide = self._ask
-            self._awaits = self._ask_awaits
 
     def _off(self, key: str, cost: int, patience: float) -> RateLimitResult:
         return self._free("disabled")
@@ -442,7 +435,9 @@ class BaseThrottled(Generic[StoreT]):
         while True:
             ticket: Ticket = reply[0]
             yield self._wait(ticket)
-            if not any(part.held for part in ticket.parts):
+            if taken is not None:
+                taken.waited += ticket.wait / 1e6
+            if not self.hold or not any(part.held for part in ticket.parts):
                 return served(reply)
             yield self._give_back(ticket)
             patience = max(patience - ticket.wait, NOW)
@@ -472,10 +467,9 @@ class BaseThrottled(Generic[StoreT]):
             if isinstance(answer, RateLimitResult):
                 result = answer
             elif self.enforce:
-                taken.waited = answer[1] / 1e6
                 if self._events is not None:
                     try:
-                        yield self._events.waits(self, key, cost, taken.waited)
+                        yield self._events.waits(self, key, cost, answer[1] / 1e6)
                     except BaseException:
                         yield self._give_back(answer[0])
                         raise
@@ -584,9 +578,9 @@ class BaseThrottled(Generic[StoreT]):
         terms = yield from self._terms_of(key)
 
         def ask(level: Any) -> Any:
-            for plan in level.joint.plans:
-                level.store.hold(plan, key)
-            return level.store.adjust_all([(level.joint.holds[0], key, int(length), None)])
+            hold = level.joint.holds[0]
+            level.store.hold(hold, key)
+            return level.store.adjust_all([(hold, key, int(length), None)])
 
         yield from terms.policy.tried(ask, lambda: None, key, 0)
 

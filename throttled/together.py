@@ -71,6 +71,7 @@ def limit_all(pairs: Sequence[Pair], patience: float) -> Flow[RateLimitResult]:
         if throttle.exempt is not None and (yield throttle.exempt(key)):
             continue
         (counted if throttle.enforce else shadows).append(pair)
+    waited = 0.0
     while True:
         result = (yield from _decide_all(counted)) if counted else first._free("exempt")
         wait = -(-result.state.retry_after * 1e6 // 1.0) if result.limited else 0.0
@@ -81,12 +82,15 @@ def limit_all(pairs: Sequence[Pair], patience: float) -> Flow[RateLimitResult]:
                 yield throttle._events.waits(throttle, key, cost, wait / 1e6)
         patience -= wait
         yield first._sleep(first.store, wait)
+        waited += wait / 1e6
     for throttle, key, cost in counted:
         if throttle._events is not None:
-            yield throttle._events.decided(throttle, key, cost, result)
+            yield throttle._events.decided(throttle, key, cost, result, waited)
     if not result.limited:
         for throttle, key, cost in shadows:
-            yield throttle._watched(key, cost, NOW if cost else LOOK)
+            shadow = yield throttle._watched(key, cost, NOW if cost else LOOK)
+            if not counted:
+                result = shadow
     return result
 
 

@@ -1,8 +1,9 @@
 """What the library does, in a few seconds and without a server: `make demo`.
 
-Four parts: the quick start, six algorithms on the same minute of traffic, waiting in line, and a
-real HTTP server. Each compares what was admitted with what the quota allows, worked out here
-without the library; the exit code is 1 if they differ.
+Five parts: the quick start, six algorithms on the same minute of traffic, waiting in line, two
+rules with costs that are settled afterwards, and a real HTTP server. Each compares what was
+admitted with what the quota allows, worked out here without the library; the exit code is 1 if they
+differ.
 """
 
 from __future__ import annotations
@@ -18,11 +19,22 @@ from typing import TYPE_CHECKING
 
 from docs.examples import quick_start
 from docs.examples.http_server import LimitedServer, get
-from throttled import MemoryStore, Quota, RateLimiterType, RateLimitResult, Throttled, utils
+from throttled import (
+    MemoryStore,
+    Quota,
+    RateLimiterType,
+    RateLimitResult,
+    Rule,
+    Throttled,
+    exceptions,
+    utils,
+)
 from throttled.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from throttled.reservation import Reservation
 
 COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 BARS = " ▁▂▃▄▅▆▇█"
@@ -283,10 +295,100 @@ def show_waiting() -> None:
 
 # --- 4 -------------------------------------------------------------------------------------------
 
+#: Jobs offered in each of thirty seconds, evenly within each.
+JOBS = [2] * 5 + [10] * 12 + [5] * 13
+ESTIMATE = 1_000
+COSTS = (200, 900, 400, 1_000, 300, 1_400)
+MOST_JOBS, MOST_TOKENS = 5, 20_000
+#: In tenths of a second: a second, the period of the tokens, and until a job's cost is known.
+SECOND, TENTHS, LASTING = 10, 10 * PERIOD, 20
+
+
+def jobs() -> list[tuple[int, int]]:
+    """When each job comes, in tenths of a second, and what it will really cost."""
+    instants = [
+        second * SECOND + n * SECOND // count
+        for second, count in enumerate(JOBS)
+        for n in range(count)
+    ]
+    return [(instant, COSTS[n % len(COSTS)]) for n, instant in enumerate(instants)]
+
+
+def reserve_and_settle() -> list[int]:
+    """The instants of the jobs that the library admits."""
+    clock = FakeClock()
+    start = clock.now
+    throttle = Throttled(
+        using="sliding_window_log",
+        quota=[
+            Rule(f"{MOST_JOBS}/s", cost=1, name="jobs"),
+            Rule(f"{MOST_TOKENS}/{PERIOD}s", name="tokens"),
+        ],
+        store=MemoryStore(clock=clock),
+    )
+    admitted: list[int] = []
+    at_work: list[tuple[int, int, Reservation]] = []
+    for instant, cost in jobs():
+        while at_work and at_work[0][0] <= instant:
+            done, used, reservation = at_work.pop(0)
+            clock.set(start + done / SECOND)
+            reservation.settle(used)
+        clock.set(start + instant / SECOND)
+        try:
+            reservation = throttle.reserve("client", cost=ESTIMATE)
+        except exceptions.LimitedError:
+            continue
+        at_work.append((instant + LASTING, cost, reservation))
+        admitted.append(instant)
+    return admitted
+
+
+def added_up() -> tuple[list[int], int, int]:
+    """The same by adding up both rules for each job; and how many each rule has refused."""
+    admitted: list[tuple[int, int]] = []
+    by_jobs = by_tokens = 0
+    for now, cost in jobs():
+        taken = 0
+        for instant, used in admitted:
+            known = instant + LASTING <= now
+            if instant > now - TENTHS:
+                taken += min(used, ESTIMATE) if known else ESTIMATE
+            if known and instant + LASTING > now - TENTHS:
+                taken += max(used - ESTIMATE, 0)  # the excess counts from when it is charged
+        if sum(instant > now - SECOND for instant, _ in admitted) == MOST_JOBS:
+            by_jobs += 1
+        elif taken + ESTIMATE > MOST_TOKENS:
+            by_tokens += 1
+        else:
+            admitted.append((now, cost))
+    return [instant for instant, _ in admitted], by_jobs, by_tokens
+
+
+def show_rules() -> None:
+    heading(4, f"Two rules: {MOST_JOBS} jobs per s and {MOST_TOKENS:,} tokens per {PERIOD} s")
+    admitted = reserve_and_settle()
+    expected, by_jobs, by_tokens = added_up()
+    costs = dict(jobs())
+    used = sum(costs[instant] for instant in admitted)
+    passed = [0] * len(JOBS)
+    for instant in admitted:
+        passed[instant // SECOND] += 1
+    print(f"{'offered':19}{chart(JOBS, max(JOBS))}  {sum(JOBS)} jobs")
+    print(f"{'admitted':19}{green(chart(passed, max(JOBS)))}  {len(admitted)} jobs")
+    print(f"\n  refused: {by_jobs} by the rule for jobs, {by_tokens} by the rule for tokens")
+    print(f"  reserved {len(admitted) * ESTIMATE:,} tokens, settled as {used:,} two seconds later")
+    check(
+        admitted == expected and by_jobs > 0 < by_tokens,
+        "each job got the answer that adding up both rules by hand gives",
+    )
+
+
+# --- 5 -------------------------------------------------------------------------------------------
+
 
 def show_http() -> None:
     quota = Quota.parse("5/s burst 20")
-    heading(4, "HTTP: a real server on localhost, 5 per second and client, burst 20")
+    heading(5, "HTTP: a real server on localhost, 5 per second and client, burst 20")
     watched = Watched(Throttled(quota=quota, store=MemoryStore()))
     answers: dict[str, list[int]] = {"ann": [], "bob": [], "polite": []}
     pauses: list[int] = []
@@ -366,6 +468,7 @@ def main() -> int:
     show_quick_start()
     show_algorithms()
     show_waiting()
+    show_rules()
     show_http()
     print(dim(f"\n{'─' * 79}"))
     if failures:

@@ -13,6 +13,7 @@ from throttled import exceptions, rate_limiter, utils
 from throttled.arguments import Key
 from throttled.asyncio import store
 from throttled.asyncio.hooks import Event, Hook, HookContext
+from throttled.asyncio.reservation import Reservation
 from throttled.asyncio.store import MemoryStore, RedisStore
 from throttled.asyncio.throttled import Throttled
 from throttled.quota import (
@@ -42,6 +43,7 @@ __all__ = [
     "RateLimitState",
     "RateLimiterType",
     "RedisStore",
+    "Reservation",
     "Rule",
     "Throttled",
     "exceptions",

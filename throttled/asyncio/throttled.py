@@ -104,7 +104,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         answer = decide(key, cost, patience)
         if type(answer) is RateLimitResult:
             return answer
-        if self._awaits:
+        if type(answer) is not tuple:
             answer = await answer
             if type(answer) is RateLimitResult:
                 return answer
@@ -141,7 +141,9 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         if not switch.enabled():
             return self._off(key, cost, LOOK).state
         answer = self._ask(key, cost, LOOK)
-        state: RateLimitState = (await answer if self._ask_awaits else answer).state
+        state: RateLimitState = (
+            answer if isinstance(answer, RateLimitResult) else await answer
+        ).state
         return state
 
     async def forecast(self, key: str | None = None) -> Forecast:

@@ -188,7 +188,7 @@ class _AnyStore:
         """How the store gets on with its server, without asking it."""
         return Health()
 
-    def hold(self, plan: Plan, key: str) -> None:
+    def hold(self, hold: Plan, key: str) -> None:
         """A penalty was set: callers who wait for that key here are to look again."""
 
 

@@ -278,9 +278,9 @@ class RedisCalls(JointCalls[AskT]):
         """What came of each; `named`: tuples that begin with their plans and keys."""
         return [self._changed(ask, each[0], each[1]) for ask, each in zip(asks, named, strict=True)]
 
-    def hold(self, plan: Plan, key: str) -> None:
+    def hold(self, hold: Plan, key: str) -> None:
         """A penalty was set: see `Waiting.hold`."""
-        self._waiting.hold(plan, key)
+        self._waiting.hold(hold, key)
 
     def _changed(self, ask: Ask, plan: Plan, key: str) -> bool:
         """What came of an adjustment, undoing or reset."""

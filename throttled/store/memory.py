@@ -263,9 +263,9 @@ class MemoryStore(JointMemory):
         for part in ticket.parts or (ticket,):
             follow(self, self._waiting.arrive(part))
 
-    def hold(self, plan: Plan, key: str) -> None:
+    def hold(self, hold: Plan, key: str) -> None:
         """A penalty was set: see `Waiting.hold`."""
-        self._waiting.hold(plan, key)
+        self._waiting.hold(hold, key)
 
     def reset(self, plan: Plan, key: str) -> None:
         """Forget a key."""

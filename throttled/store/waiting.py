@@ -88,12 +88,15 @@ class Waiting:
                 return
         yield from self._give_back(name)
 
-    def hold(self, plan: Plan, key: str) -> None:
-        """A penalty was set: whoever of this process waits for that key looks again."""
+    def hold(self, hold: Plan, key: str) -> None:
+        """A penalty was set: whoever of this process waits for that key, by whatever limit of the
+        hold's prefix, looks again."""
+        family = hold.prefix.removesuffix(f"{hold.algorithm}:")
         with self._lock:
-            line = self._lines.get((plan.prefix, key))
-            for ticket in line.tickets if line is not None else ():
-                ticket.held = True
+            for (prefix, waited), line in self._lines.items():
+                if waited == key and prefix.startswith(family):
+                    for ticket in line.tickets:
+                        ticket.held = True
 
     def _give_back(self, name: tuple[str, str]) -> Steps:
         """Put back what stands at the end of the line and is gone, the newest first."""
