@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from tests.contract import FOREVER, Kind, Rig
 from throttled.algorithms.plan import ALGORITHMS, LOOK, make_plan
-from throttled.quota import RateLimiterType
 from throttled.exceptions import DataError
-from throttled.quota import Quota
+from throttled.quota import Quota, RateLimiterType
 from throttled.store import RedisStore
 from throttled.testing import FakeClock
 

@@ -115,7 +115,11 @@ def _left_until(deadline: object, now: float) -> float:
             f"Invalid deadline: {shown(deadline)}, must be an instant in seconds, such as "
             f"time.monotonic() + 5."
         )
-    return min(max((deadline - now) * 1e6 // 1.0, NOW), EVER)
+    left = deadline - now
+    # Not only -inf and inf, which cannot be rounded.
+    if left <= 0.0:
+        return NOW
+    return EVER if left > EVER / 1e6 else left * 1e6 // 1.0
 
 
 def checked_calls(calls: object) -> list[tuple[str, int]]:

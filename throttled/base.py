@@ -42,6 +42,7 @@ from throttled.quota import (
     per_min,
     rules_of,
 )
+from throttled.reservation import Taken
 from throttled.result import Forecast, RateLimitResult, RateLimitState, View
 from throttled.store.base import (
     Answer,
@@ -90,19 +91,6 @@ class Terms:
     def joint(self) -> Joint:
         """The plan as a joint, be it of one."""
         return self.policy.levels[0].joint
-
-
-class Taken:
-    """What a decision leaves behind beside its result."""
-
-    __slots__ = ("ticket", "ticketed", "waited")
-
-    def __init__(self, ticketed: bool = False) -> None:
-        #: Whether a ticket is wanted.
-        self.ticketed = ticketed
-        self.ticket: Ticket | None = None
-        #: For how many seconds the call has waited.
-        self.waited = 0.0
 
 
 class BaseThrottled(Generic[StoreT]):
@@ -423,7 +411,9 @@ class BaseThrottled(Generic[StoreT]):
             answer: Answer = yield self._ask(key, cost, patience)
         else:
             terms = yield from self._terms_of(key)
-            answer, taken.ticket = yield from terms.policy.admit_all(key, cost, patience)
+            answer, ticket = yield from terms.policy.admit_all(key, cost, patience)
+            # While it waits, it is not yet the caller's to give back.
+            taken.ticket = ticket if isinstance(answer, RateLimitResult) else None
             if not cost:
                 taken.ticket = nothing_taken(terms.policy.levels[0], key)
         return answer
@@ -438,6 +428,8 @@ class BaseThrottled(Generic[StoreT]):
             if taken is not None:
                 taken.waited += ticket.wait / 1e6
             if not self.hold or not any(part.held for part in ticket.parts):
+                if taken is not None:
+                    taken.ticket = ticket
                 return served(reply)
             yield self._give_back(ticket)
             patience = max(patience - ticket.wait, NOW)
@@ -475,6 +467,7 @@ class BaseThrottled(Generic[StoreT]):
                         raise
                 result = yield from self._served(key, cost, patience, answer, taken)
             else:
+                taken.ticket = answer[0]
                 yield answer[0].store.arrived(answer[0])
                 result = served(answer)
         except FAILURES:

@@ -13,9 +13,8 @@ from throttled.store.base import new_lock
 from throttled.store.policy import FAILURES, Flow, finished
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from throttled.base import Taken
     from throttled.result import RateLimitResult
     from throttled.store.base import Change, Ticket
 
@@ -34,6 +33,20 @@ def check_on_error(word: object) -> Any:
     return word
 
 
+class Taken:
+    """What a decision leaves behind beside its result."""
+
+    __slots__ = ("ticket", "ticketed", "waited")
+
+    def __init__(self, ticketed: bool = False) -> None:
+        #: Whether a ticket is wanted.
+        self.ticketed = ticketed
+        #: What gives back a call that was admitted, once it does not wait any more.
+        self.ticket: Ticket | None = None
+        #: For how many seconds the call has waited.
+        self.waited = 0.0
+
+
 class BaseReservation:
     """What both flavours share.
 
@@ -43,23 +56,33 @@ class BaseReservation:
 
     __slots__ = ("_on_error", "_raises", "_settled", "_taken", "cost", "result")
 
-    def __init__(
-        self, result: RateLimitResult, taken: Taken, cost: int, on_error: OnError, raises: bool
-    ) -> None:
+    def __init__(self, cost: int, on_error: OnError, raises: bool) -> None:
         """`raises`: whether an error of the store on settling is the caller's to see."""
-        if result.limited:
-            raise LimitedError(result)
         #: The decision, as of when it was taken.
-        self.result = result
+        self.result: RateLimitResult
         #: What was reserved.
         self.cost = cost
-        self._taken = taken
+        self._taken = Taken(ticketed=True)
         self._on_error = on_error
         self._raises = raises
         self._settled = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(cost={self.cost}, settled={self._settled})"
+
+    def _made(self, decide: Callable[[Taken], Any]) -> Flow[Self]:
+        """Itself, if the call is admitted. What is refused afterwards, by a hook or an interrupt,
+        is given back."""
+        admitted = False
+        try:
+            self.result = yield decide(self._taken)
+            admitted = not self.result.limited
+        finally:
+            if not admitted:
+                yield from self._given_back()
+        if not admitted:
+            raise LimitedError(self.result)
+        return self
 
     @property
     def settled(self) -> bool:
@@ -79,9 +102,12 @@ class BaseReservation:
 
     def _leave(self, failed: bool) -> Flow[None]:
         """The block is over."""
-        if not failed or self._on_error == "keep":
-            self._settled = True
-            return
+        if failed and self._on_error != "keep":
+            yield from self._given_back()
+        self._settled = True
+
+    def _given_back(self) -> Flow[None]:
+        """Cancel it, where the caller has to hear of something else."""
         try:
             yield from self._cancel()
         except FAILURES as error:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from throttled import switch
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.arguments import checked_calls, wait_of
-from throttled.base import BaseThrottled, Taken, Terms, results_of, unheard
+from throttled.base import BaseThrottled, Terms, results_of, unheard
 from throttled.decorator import limited
 from throttled.exceptions import LimitedError
 from throttled.hooks import run_hooks
 from throttled.pacing import Paced
 from throttled.quota import MAX_LIMIT
-from throttled.reservation import OnError, Reservation, check_on_error
+from throttled.reservation import OnError, Reservation, Taken, check_on_error
 from throttled.result import Forecast, RateLimitResult, RateLimitState
 from throttled.store.base import Store, Ticket
 from throttled.store.policy import finished
@@ -150,13 +150,12 @@ class Throttled(BaseThrottled[Store]):
         check_on_error(on_error)
         wanted = self._own_cost() if cost is None else cost
         key, wanted, patience = self._call(key, wanted, timeout, deadline)
-        taken = Taken(ticketed=True)
-        result = (
-            self._watched(key, wanted, patience, taken)
-            if switch.enabled()
-            else self._free("disabled")
+        reservation = Reservation(wanted, on_error, self.on_store_error == "raise")
+        if not switch.enabled():
+            return finished(reservation._made(lambda _: self._free("disabled")))
+        return finished(
+            reservation._made(lambda taken: self._watched(key, wanted, patience, taken))
         )
-        return Reservation(result, taken, wanted, on_error, self.on_store_error == "raise")
 
     def debit(self, key: str, n: int) -> None:
         """Charge `n`, even past the limit: what was used without asking. Later calls feel it.

@@ -71,8 +71,16 @@ fields, rule = 4, function(
     end
   else -- adjust
     local delta, slot = cost, patience or at
-    if delta < 0 and at < slot and slot < last then return end
-    if slot >= start then
+    if delta < 0 and not patience then
+      -- Which of this window's have come, and which wait, is not known.
+      if start <= at and at < last then return end
+      local newest = start <= at and math.min(-delta, current) or 0
+      local older = math.min(-delta - newest, previous)
+      if newest == 0 and older == 0 then return end
+      previous, current = previous - older, current - newest
+    elseif delta < 0 and at < slot and slot < last then
+      return
+    elseif slot >= start then
       if current == 0 and delta <= 0 then return end
       current = math.max(current + delta, 0)
     elseif slot >= start - period then

@@ -123,6 +123,15 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         state: State | None, now: float, delta: int, slot: float | None
     ) -> tuple[State | None, None]:
         at, previous, current, last, start, _ = advance(state, now)
+        if slot is None and delta < 0:
+            if start <= at < last:
+                return None, None  # which of this window's have come, and which wait, is not known
+            # The newest first: those of the window before come last.
+            newest = min(-delta, current) if start <= at else 0.0
+            older = min(-delta - newest, previous)
+            if not newest and not older:
+                return None, None
+            return (at, previous - older, current - newest, last), None
         if slot is None:
             slot = at
         if delta < 0 and at < slot < last:

@@ -17,12 +17,12 @@ from throttled.algorithms.plan import LOOK, NOW
 from throttled.arguments import checked_calls, wait_of
 from throttled.asyncio.hooks import run_hooks
 from throttled.asyncio.reservation import Reservation, Reserving
-from throttled.base import BaseThrottled, Taken, Terms, results_of, unheard
+from throttled.base import BaseThrottled, Terms, results_of, unheard
 from throttled.decorator import alimited
 from throttled.exceptions import LimitedError
 from throttled.pacing import AsyncPaced
 from throttled.quota import MAX_LIMIT
-from throttled.reservation import OnError, check_on_error
+from throttled.reservation import OnError, Taken, check_on_error
 from throttled.result import Forecast, RateLimitResult, RateLimitState
 from throttled.store.base import AsyncStore, Store, Ticket
 from throttled.store.policy import afinished
@@ -177,12 +177,12 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             patience = self._wait_of(timeout, deadline) if wanted else LOOK
             if patience > 0.0:
                 patience = within_scopes(patience)
-            taken = Taken(ticketed=True)
-            if switch.enabled():
-                result = await self._watched(name, wanted, patience, taken)
-            else:
-                result = self._free("disabled")
-            return Reservation(result, taken, wanted, on_error, self.on_store_error == "raise")
+            reservation = Reservation(wanted, on_error, self.on_store_error == "raise")
+            if not switch.enabled():
+                return await afinished(reservation._made(lambda _: self._free("disabled")))
+            return await afinished(
+                reservation._made(lambda taken: self._watched(name, wanted, patience, taken))
+            )
 
         return Reserving(take)
 

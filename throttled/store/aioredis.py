@@ -222,9 +222,9 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
     async def _heard(
         self, asks: Sequence[AsyncAsk], named: Sequence[tuple[Any, ...]]
     ) -> list[bool]:
-        """What came of asks that belong together."""
+        """What came of asks that belong together: all are sent, even if the caller is cancelled."""
         for wait in [self._send(ask) for ask in asks]:
-            await wait
+            await asyncio.shield(wait)
         return self._changed_all(asks, named)
 
     async def admit_all(

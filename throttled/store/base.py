@@ -81,6 +81,7 @@ class Ticket:
         "slot",
         "source",
         "store",
+        "void",
         "wait",
         "written",
     )
@@ -106,6 +107,7 @@ class Ticket:
         self.before = before  # the state before this call …
         self.written = written  # … and the one that it left
         self.gone = False  # given up, but others stand behind: see Waiting
+        self.void = False  # its key was reset since: there is nothing to give back
         self.held = False  # a penalty was set since: see Waiting.hold
         self.parts: tuple[Ticket, ...] = ()  # of a joint: a ticket a plan
 

@@ -264,6 +264,7 @@ class RedisCalls(JointCalls[AskT]):
         return self.ask(wording.bulk(ticket.key), group, self._now())
 
     def _to_reset(self, plan: Plan, key: str) -> AskT:
+        self._waiting.forget(plan, key)
         self._denials.forget(plan, key)
         wording = self._wording(plan)
         return self.ask(wording.bulk(key), wording.to_reset, self._now())

@@ -220,10 +220,7 @@ class MemoryStore(JointMemory):
         """Charge (`delta > 0`) or give back; says whether anything was changed."""
         name = plan.prefix + key
         while True:
-            cell = self._cells.get(name)
-            state = None if cell is None else cell.state
-            if state is GONE:
-                continue
+            cell, state = self._found(name)
             now = self.now()
             new, added = plan.adjust(state, now, delta, slot)
             if new is None:
@@ -269,6 +266,7 @@ class MemoryStore(JointMemory):
 
     def reset(self, plan: Plan, key: str) -> None:
         """Forget a key."""
+        self._waiting.forget(plan, key)
         with self._lock:
             if plan.prefix + key in self._cells:
                 del self._table[plan.prefix + key]

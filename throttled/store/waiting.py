@@ -65,6 +65,8 @@ class Waiting:
     def leave(self, ticket: Ticket) -> Steps:
         """Somebody gives up a slot."""
         name = (ticket.plan.prefix, ticket.key)
+        if ticket.void:
+            return
         with self._lock:
             ticket.gone = True
             line = self._lines.get(name)
@@ -87,6 +89,15 @@ class Waiting:
                 del self._lines[name]
                 return
         yield from self._give_back(name)
+
+    def forget(self, plan: Plan, key: str) -> None:
+        """A key was reset: what was promised before does not count any more."""
+        with self._lock:
+            line = self._lines.get((plan.prefix, key))
+            if line is not None:
+                for ticket in line.tickets:
+                    ticket.void = True
+                line.tickets = []
 
     def hold(self, hold: Plan, key: str) -> None:
         """A penalty was set: whoever of this process waits for that key, by whatever limit of the
@@ -116,10 +127,11 @@ class Waiting:
                         return
                 if not (yield True, ticket):
                     if line.tickets[-1:] != [ticket]:
-                        continue  # somebody has come to stand behind it meanwhile
+                        continue  # somebody stands behind it by now, or its key was reset
                     yield False, ticket
                 with self._lock:
-                    line.tickets.remove(ticket)
+                    if ticket in line.tickets:  # else its key was reset meanwhile
+                        line.tickets.remove(ticket)
         finally:
             line.busy = False
 
