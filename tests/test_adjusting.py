@@ -257,6 +257,32 @@ def test_a_reset_forgets_all_rules_and_the_penalty(any_rig: Rig) -> None:
     assert [state.remaining for state in result.states] == [0, 10, 6]
 
 
+def test_who_waited_before_a_reset_gives_back_nothing_of_what_came_after(rig: Rig) -> None:
+    plan = rig.plan("2/m")
+    limiter = face(rig, "2/m")
+    rig.drain(plan, "key")
+    waiting = rig.promise(plan, "key")
+    limiter.reset("key")
+    limiter.limit("key", 2)
+    taken = rig.dump(plan, "key")
+    rig.withdraw(waiting)
+    assert rig.dump(plan, "key") == taken
+
+
+def test_a_refund_reaches_into_the_window_before(make_rig: MakeRig, any_rig: Rig) -> None:
+    rig = make_rig(any_rig.kind, "sliding_window")
+    limiter = face(rig, "10/m")
+    rig.clock.set(1_700_000_040.0)  # a boundary
+    limiter.limit("key", 6)
+    rig.clock.advance(60)
+    limiter.limit("key", 2)
+    assert limiter.refund("key", 5)
+    assert limiter.free() == 7, "2 of this window and 3 of the one before"
+    assert limiter.refund("key", 100)
+    assert limiter.free() == 10
+    assert not limiter.refund("key", 1)
+
+
 # -- forecast -------------------------------------------------------------------------------------
 
 

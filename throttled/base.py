@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from math import inf
 from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast
 
 from throttled import switch
@@ -24,15 +22,14 @@ from throttled.algorithms.plan import (
     make_plan,
 )
 from throttled.arguments import (
-    check_amount,
     check_cost,
     check_key,
-    check_seconds,
     patience_of,
     wait_of,
 )
-from throttled.exceptions import BaseThrottledError, DataError, SetUpError
+from throttled.exceptions import DataError, SetUpError
 from throttled.hooks import Event, HookContext, checked_events, checked_hooks, store_type_of
+from throttled.outcomes import nothing_taken, served, shadowed
 from throttled.quota import (
     MAX_LIMIT,
     Quota,
@@ -43,7 +40,7 @@ from throttled.quota import (
     rules_of,
 )
 from throttled.reservation import Taken
-from throttled.result import Forecast, RateLimitResult, RateLimitState, View
+from throttled.result import RateLimitResult, RateLimitState, View
 from throttled.store.base import (
     Answer,
     AsyncStore,
@@ -51,12 +48,10 @@ from throttled.store.base import (
     Reply,
     Store,
     Ticket,
-    joint_result,
-    joint_ticket,
     misplaced,
 )
 from throttled.store.memory import MemoryStore
-from throttled.store.policy import FAILURES, Flow, Level, Policy, Word
+from throttled.store.policy import FAILURES, Flow, Policy, Word
 from throttled.tiers import Tiers
 
 StoreT = TypeVar("StoreT")
@@ -65,9 +60,6 @@ logger = logging.getLogger("throttled")
 
 #: What says how much: a quota or its text, a rule, or several of them.
 Quotas: TypeAlias = "Quota | str | Rule | Iterable[Quota | str | Rule]"
-
-#: How often a forecast looks again because others came in between.
-_LOOKS = 3
 
 
 @lru_cache(maxsize=1)
@@ -524,136 +516,3 @@ class BaseThrottled(Generic[StoreT]):
                 if self._events is not None:
                     yield self._events.decided(self, key, cost, outcome)
         return outcomes
-
-    def _change(self, key: object, what: str, amount: object, sign: int) -> Flow[bool]:
-        """Charge, or give back; says whether anything was changed."""
-        key, delta = check_key(key), check_amount(what, amount)
-        if not switch.enabled() or not delta:
-            return False
-        terms = yield from self._terms_of(key)
-        if all(rule.cost is not None for rule in terms.plan.rules):
-            raise DataError(
-                f"Invalid use of {'debit' if sign > 0 else 'refund'}: every rule has a cost of its "
-                f"own, so there is none that {what} would apply to."
-            )
-
-        def ask(level: Any) -> Any:
-            joint = level.joint
-            return level.store.adjust_all(
-                [
-                    (plan, key, sign * delta, None)
-                    for plan, rule in zip(joint.plans, joint.rules, strict=True)
-                    if rule.cost is None
-                ]
-            )
-
-        return any((yield from terms.policy.tried(ask, list, key, delta)))
-
-    def _reset(self, key: object) -> Flow[None]:
-        key = check_key(key)
-        if not switch.enabled():
-            return
-        terms = yield from self._terms_of(key)
-
-        def ask(level: Any) -> Any:
-            return level.store.reset_all([(plan, key) for plan in level.joint.members])
-
-        yield from terms.policy.tried(ask, lambda: None, key, 0)
-
-    def _penalize(self, key: object, seconds: object) -> Flow[None]:
-        key, length = check_key(key), check_seconds("seconds", seconds)
-        if not self.hold:
-            raise SetUpError(
-                "penalize() needs a limit that looks for penalties: Throttled(..., hold=True)."
-            )
-        if not switch.enabled() or not length:
-            return
-        terms = yield from self._terms_of(key)
-
-        def ask(level: Any) -> Any:
-            hold = level.joint.holds[0]
-            level.store.hold(hold, key)
-            return level.store.adjust_all([(hold, key, int(length), None)])
-
-        yield from terms.policy.tried(ask, lambda: None, key, 0)
-
-    def _forecast(self, key: object) -> Flow[Forecast]:
-        key = self._key() if key is None else check_key(key)
-        ask = self._ask if switch.enabled() else self._off
-        result: RateLimitResult = yield ask(key, 1, LOOK)
-        spendable = 0
-        # Up to the first cost that has to wait. Others may give back between two looks.
-        for _ in range(_LOOKS):
-            if result.limited:
-                break
-            spendable = spendable_of(result)
-            result = yield ask(key, spendable + 1, LOOK)
-        now, wait = self._wall(), result.state.retry_after
-        return Forecast(
-            spendable,
-            now + wait if 0.0 < wait < inf else None,
-            now + max([state.reset_after for state in result.states]),
-        )
-
-    def _wall(self) -> float:
-        """Seconds since the epoch, by the store's clock if it has one of its own."""
-        clock = getattr(self.store, "_clock", None)
-        return float(time.time() if clock is None else clock())
-
-
-def results_of(outcomes: Sequence[Outcome]) -> list[RateLimitResult]:
-    """Outcomes without an error; else the first error is raised, with all of them."""
-    if set(map(type, outcomes)) == {RateLimitResult}:
-        return cast("list[RateLimitResult]", outcomes)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseThrottledError):
-            outcome.outcomes = cast("Any", tuple(outcomes))
-            raise outcome
-    return cast("list[RateLimitResult]", outcomes)
-
-
-def served(reply: Reply) -> RateLimitResult:
-    """The result of a call that has waited for its slot, as of the slot."""
-    ticket: Ticket = reply[0]
-    wait: float = reply[1]
-    plan = ticket.plan
-    if isinstance(plan, Joint):
-        looks = [(0.0, free, reset_after - wait) for _, free, reset_after in reply[2]]
-        return joint_result(False, plan, looks, ticket.cost, None, ticket.source)
-    _, _, remaining, reset_after = reply
-    return RateLimitResult.of(
-        False, (None, 0.0, remaining, reset_after - wait), plan, ticket.source
-    )
-
-
-def spendable_of(result: RateLimitResult) -> int:
-    """The largest cost that fits, if any does; rules with a fixed cost do not care."""
-    states = zip(result.rules, result.states, strict=False)
-    return min([state.remaining for rule, state in states if rule.cost is None], default=MAX_LIMIT)
-
-
-def nothing_taken(level: Level, key: str) -> Ticket:
-    """The ticket of a cost of 0, for what is charged to it when it is settled."""
-    joint, store = level.joint, level.store
-    parts = [Ticket(plan, key, 0, 0.0, 0.0, None, None, store) for plan in joint.plans]
-    return joint_ticket(joint, 0, 0.0, 0.0, parts, store)
-
-
-def shadowed(result: RateLimitResult) -> None:
-    """Let a refused call pass: the limit is not enforced."""
-    result._views()
-    result._would = result.limited
-    result.limited = False
-    result._source = "shadow"
-
-
-@contextmanager
-def unheard(what: str) -> Generator[None]:
-    """Log what a store cannot do any more, where the caller has to hear of something else.
-
-    What could not be given back stays taken.
-    """
-    try:
-        yield
-    except BaseThrottledError as error:
-        logger.warning("%s: %s", what, error)

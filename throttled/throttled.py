@@ -8,13 +8,14 @@ from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from throttled import switch
+from throttled import adjusting, switch
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.arguments import checked_calls, wait_of
-from throttled.base import BaseThrottled, Terms, results_of, unheard
+from throttled.base import BaseThrottled, Terms
 from throttled.decorator import limited
 from throttled.exceptions import LimitedError
 from throttled.hooks import run_hooks
+from throttled.outcomes import results_of, unheard
 from throttled.pacing import Paced
 from throttled.quota import MAX_LIMIT
 from throttled.reservation import OnError, Reservation, Taken, check_on_error
@@ -127,7 +128,7 @@ class Throttled(BaseThrottled[Store]):
 
         Instants are seconds since the epoch.
         """
-        return finished(self._forecast(key))
+        return finished(adjusting.forecast(self, key))
 
     def reserve(
         self,
@@ -163,18 +164,18 @@ class Throttled(BaseThrottled[Store]):
         Rules with a fixed cost are left alone. Raises `DataError` for anything but an integer from
         0 to 1,000,000,000.
         """
-        finished(self._change(key, "n", n, 1))
+        finished(adjusting.change(self, key, "n", n, 1))
 
     def refund(self, key: str, n: int) -> bool:
         """Give back up to `n` of what was used, the newest first; whether anything came of it.
 
         Never more than is outstanding, and never what others who wait count on.
         """
-        return finished(self._change(key, "n", n, -1))
+        return finished(adjusting.change(self, key, "n", n, -1))
 
     def reset(self, key: str) -> None:
         """Forget a key, penalties included: it is as if it had never been seen."""
-        finished(self._reset(key))
+        finished(adjusting.reset(self, key))
 
     def penalize(self, key: str, seconds: float) -> None:
         """Let nobody pass before so many seconds are over: another service has said so.
@@ -184,7 +185,7 @@ class Throttled(BaseThrottled[Store]):
         wake; what other processes were promised stands. A shorter penalty does not end a longer
         one; `reset` does.
         """
-        finished(self._penalize(key, seconds))
+        finished(adjusting.penalize(self, key, seconds))
 
     def wrap(
         self,

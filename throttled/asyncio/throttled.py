@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
 
-from throttled import switch
+from throttled import adjusting, switch
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.arguments import checked_calls, wait_of
 from throttled.asyncio.hooks import run_hooks
 from throttled.asyncio.reservation import Reservation, Reserving
-from throttled.base import BaseThrottled, Terms, results_of, unheard
+from throttled.base import BaseThrottled, Terms
 from throttled.decorator import alimited
 from throttled.exceptions import LimitedError
+from throttled.outcomes import results_of, unheard
 from throttled.pacing import AsyncPaced
 from throttled.quota import MAX_LIMIT
 from throttled.reservation import OnError, Taken, check_on_error
@@ -151,7 +152,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
 
         Instants are seconds since the epoch.
         """
-        return await afinished(self._forecast(key))
+        return await afinished(adjusting.forecast(self, key))
 
     def reserve(
         self,
@@ -188,19 +189,19 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
 
     async def debit(self, key: str, n: int) -> None:
         """Charge `n`, even past the limit: see `throttled.Throttled.debit`."""
-        await afinished(self._change(key, "n", n, 1))
+        await afinished(adjusting.change(self, key, "n", n, 1))
 
     async def refund(self, key: str, n: int) -> bool:
         """Give back up to `n` of what was used: see `throttled.Throttled.refund`."""
-        return await afinished(self._change(key, "n", n, -1))
+        return await afinished(adjusting.change(self, key, "n", n, -1))
 
     async def reset(self, key: str) -> None:
         """Forget a key, penalties included: it is as if it had never been seen."""
-        await afinished(self._reset(key))
+        await afinished(adjusting.reset(self, key))
 
     async def penalize(self, key: str, seconds: float) -> None:
         """Let nobody pass before so many seconds are over: see `throttled.Throttled.penalize`."""
-        await afinished(self._penalize(key, seconds))
+        await afinished(adjusting.penalize(self, key, seconds))
 
     def wrap(
         self,
