@@ -25,6 +25,9 @@ from throttled.testing import FakeClock
 #: More patience than any wait takes, in µs; never infinite, for what never fits waits infinitely.
 FOREVER = 2.0**62
 
+#: What is decided is the subject, not how fast a busy machine connects.
+PATIENT = {"DECISION_TIMEOUT": PATIENCE}
+
 _numbers = count(1)
 
 
@@ -85,10 +88,10 @@ class Rig:
             self.raw = fakeredis.FakeRedis(server=server)
             if kind.asynchronous:
                 client = fakeredis.FakeAsyncRedis(server=server)
-                self.store = AsyncRedisStore(client=client, clock=self.clock)
+                self.store = AsyncRedisStore(client=client, options=PATIENT, clock=self.clock)
             else:
                 client = fakeredis.FakeRedis(server=server)
-                self.store = RedisStore(client=client, clock=self.clock)
+                self.store = RedisStore(client=client, options=PATIENT, clock=self.clock)
             self._client = client
         else:
             self._url = url
@@ -96,8 +99,7 @@ class Rig:
 
     def _on_server(self, **arguments: Any) -> Any:
         made = AsyncRedisStore if self.kind.asynchronous else RedisStore
-        # What is decided is the subject, not how fast a busy machine connects.
-        return made(self._url, {"DECISION_TIMEOUT": PATIENCE}, **arguments)
+        return made(self._url, PATIENT, **arguments)
 
     def wall_store(self) -> Any:
         """A store on the same server that goes by the server's time; close it."""

@@ -419,7 +419,15 @@ class BaseThrottled(Generic[StoreT]):
             yield self._wait(ticket)
             if taken is not None:
                 taken.waited += ticket.wait / 1e6
-            if not self.hold or not any(part.held for part in ticket.parts):
+            held = self.hold and any(part.held for part in ticket.parts)
+            if held:
+                try:
+                    look: RateLimitResult = yield self._ask(key, cost, LOOK)
+                except BaseException:
+                    yield self._give_back(ticket)
+                    raise
+                held = look.held  # else it is over by now
+            if not held:
                 if taken is not None:
                     taken.ticket = ticket
                 return served(reply)

@@ -74,7 +74,8 @@ def limit_all(pairs: Sequence[Pair], patience: float) -> Flow[RateLimitResult]:
     waited = 0.0
     while True:
         result = (yield from _decide_all(counted)) if counted else first._free("exempt")
-        wait = -(-result.state.retry_after * 1e6 // 1.0) if result.limited else 0.0
+        retry_after = result.state.retry_after if result.limited else 0.0
+        wait = retry_after if retry_after == inf else float(round(retry_after * 1e6))
         if not wait or wait > patience or wait == inf:
             break
         for throttle, key, cost in counted:

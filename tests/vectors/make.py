@@ -8,14 +8,13 @@ from pathlib import Path
 from random import Random
 
 import throttled
-from tests.vectors.timeline import Timeline, document
-from throttled.algorithms.plan import ALGORITHMS
+from tests.vectors.joints import joint_timelines
+from tests.vectors.timeline import FOREVER, START, Timeline, document
+from throttled.algorithms.plan import ALGORITHMS, RULES
 
 HERE = Path(__file__).parent
-#: Neither on a boundary of a second nor of an hour: 2023-11-14 22:13:20.123457 UTC.
-START = 1_700_000_000_123_457
-#: µs; patience is never infinite, for what never fits waits infinitely.
-FOREVER = 2**62
+#: The name of the file of several rules.
+JOINTS = "joints"
 
 
 def plain(t: Timeline) -> None:
@@ -319,8 +318,8 @@ LARGE: tuple[tuple[str, str, Callable[[Timeline], None]], ...] = (
 def script_of(algorithm: str) -> str:
     """A short digest of all the Lua that decides for an algorithm."""
     package = Path(throttled.__file__).parent
-    rule = ALGORITHMS[algorithm].__name__.rpartition(".")[2]
-    files = ("store/prelude.lua", f"algorithms/{rule}.lua", "store/decide.lua")
+    rules = RULES if algorithm == JOINTS else [ALGORITHMS[algorithm].__name__.rpartition(".")[2]]
+    files = ("store/prelude.lua", *(f"algorithms/{rule}.lua" for rule in rules), "store/decide.lua")
     return sha256(b"".join((package / file).read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -333,11 +332,13 @@ def timelines(algorithm: str) -> Iterator[Timeline]:
 
 
 def make(algorithm: str) -> str:
-    """The vectors of one algorithm, as the text of their file."""
+    """The vectors of one algorithm, or of joints, as the text of their file."""
+    if algorithm == JOINTS:
+        return document(algorithm, script_of(algorithm), joint_timelines())
     return document(algorithm, script_of(algorithm), timelines(algorithm))
 
 
 if __name__ == "__main__":
-    for algorithm in ALGORITHMS:
+    for algorithm in (*ALGORITHMS, JOINTS):
         (HERE / f"{algorithm}.json").write_text(make(algorithm), "utf-8")
         print(f"tests/vectors/{algorithm}.json")

@@ -1,21 +1,35 @@
 """A timeline: what is done to one key at which instants, and every answer and state that follows.
 
-It is recorded once on a `MemoryStore` and replayed on every store. Numbers stand as text, printed
+A joint timeline is the same for several rules of one key, and for its penalties. It is recorded
+once on a `MemoryStore` and replayed on every store. Numbers stand as text, printed
 with `%.17g` as the script prints them, so that equal text means equal to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any
 
-from throttled.algorithms.plan import LOOK, Plan, make_plan
-from throttled.quota import Quota
+from throttled.algorithms.plan import (
+    LOOK,
+    NOW,
+    Joint,
+    Plan,
+    hold_plan,
+    make_joint,
+    make_plan,
+)
+from throttled.quota import Quota, Rule
+from throttled.result import RateLimitResult
 from throttled.store import MemoryStore
 from throttled.testing import FakeClock
 
 KEY = "key"
+#: Neither on a boundary of a second nor of an hour: 2023-11-14 22:13:20.123457 UTC.
+START = 1_700_000_000_123_457
+#: µs; patience is never infinite, for what never fits waits infinitely.
+FOREVER = 2**62
 Step = dict[str, Any]
 
 
@@ -151,7 +165,140 @@ class Timeline:
             self.look(self.capacity)
 
 
-def document(algorithm: str, script: str, timelines: Iterable[Timeline]) -> str:
+class JointReplay:
+    """Performs steps on several rules of one key; `wait` awaits what has to be."""
+
+    def __init__(
+        self,
+        store: Any,
+        clock: FakeClock,
+        dump: Callable[[Plan, str], tuple[str, ...] | None],
+        wait: Callable[[Any], Any],
+        prefix: str,
+        rules: Sequence[Sequence[Any]],
+    ) -> None:
+        """`rules`: algorithm, quota and fixed cost of each."""
+        self._store = store
+        self._clock = clock
+        self._dump = dump
+        self._wait = wait
+        self._tickets: list[Any] = []
+        self.plans = [
+            make_plan(algorithm, Quota.parse(quota), prefix, f"rule{place}")
+            for place, (algorithm, quota, _) in enumerate(rules)
+        ]
+        self.rules = [
+            Rule(plan.quota, plan.algorithm, cost, f"rule{place}")
+            for place, (plan, (_, _, cost)) in enumerate(zip(self.plans, rules, strict=True))
+        ]
+        self.hold = hold_plan(prefix)
+
+    def joint(self, by: Sequence[int]) -> Joint:
+        """The joint of the rules in these places, and of the hold."""
+        plans, rules = ([each[place] for place in by] for each in (self.plans, self.rules))
+        return make_joint(plans, rules, [self.hold])
+
+    def do(self, step: Step) -> Step:
+        """Perform one step; returns its answer and the states that it leaves."""
+        self._clock.set(step["now"] / 1_000_000)
+        assert self._clock.now_us() == step["now"]
+        answer: Step = {}
+        match step["do"]:
+            case "admit" | "look":
+                joint = self.joint(step["by"])
+                patience = float(step["patience"]) if step["do"] == "admit" else LOOK
+                answer = self._told(
+                    *self._wait(
+                        self._store.admit_all(joint, joint.keys(KEY), step["cost"], patience)
+                    )
+                )
+            case "call":
+                decide = self._store.bind(self.joint(step["by"]))
+                answer = self._told(self._wait(decide(KEY, step["cost"], NOW)), None)
+            case "adjust":
+                slot = None if step["slot"] is None else float(step["slot"])
+                plan = self.plans[step["rule"]]
+                answer["changed"] = self._wait(self._store.adjust(plan, KEY, step["delta"], slot))
+            case "penalty":
+                answer["changed"] = self._wait(
+                    self._store.adjust(self.hold, KEY, step["length"], None)
+                )
+            case "withdraw":
+                self._wait(self._store.withdraw(self._tickets[step["promise"]]))
+            case other:
+                raise AssertionError(other)
+        found = [self._dump(plan, KEY) or None for plan in (*self.plans, self.hold)]
+        answer["states"] = [None if state is None else list(state) for state in found]
+        return answer
+
+    def _told(self, told: Any, ticket: Any) -> Step:
+        answer: Step = {}
+        if isinstance(told, RateLimitResult):
+            answer["limited"], answer["held"] = told.limited, told.held
+            answer["told"] = [
+                f"{each.remaining} {text(each.reset_after)} {text(each.retry_after)}"
+                for each in told.states
+            ]
+        else:
+            answer["promise"] = len(self._tickets)
+            answer["wait"] = text(told[1])
+            answer["told"] = [" ".join(map(text, look)) for look in told[2]]
+            self._tickets.append(ticket)
+        if ticket is not None:
+            answer["slots"] = [text(part.slot) for part in ticket.parts]
+        return answer
+
+
+class JointTimeline:
+    """Records steps on several rules of one key."""
+
+    def __init__(self, name: str, rules: Sequence[Sequence[Any]], start: int) -> None:
+        self.name = name
+        self.quota = [list(rule) for rule in rules]
+        self.now = start
+        self.steps: list[Step] = []
+        self.all = list(range(len(rules)))
+        clock = FakeClock()
+        store = MemoryStore(clock=clock)
+        self._replay = JointReplay(
+            store, clock, store.dump, lambda value: value, "vectors", self.quota
+        )
+
+    def _do(self, what: str, **arguments: Any) -> Step:
+        step: Step = {"now": self.now, "do": what, **arguments}
+        step.update(self._replay.do(step))
+        self.steps.append(step)
+        return step
+
+    def after(self, microseconds: float) -> None:
+        self.now += int(microseconds)
+
+    def capacity(self, by: Sequence[int] | None = None) -> int:
+        return self._replay.joint(self.all if by is None else by).capacity
+
+    def look(self, cost: int = 1, by: Sequence[int] | None = None) -> Step:
+        return self._do("look", by=self.all if by is None else by, cost=cost)
+
+    def admit(self, cost: int = 1, patience: float = 0, by: Sequence[int] | None = None) -> Step:
+        by = self.all if by is None else by
+        return self._do("admit", by=by, cost=cost, patience=text(patience))
+
+    def call(self, cost: int = 1, by: Sequence[int] | None = None) -> Step:
+        return self._do("call", by=self.all if by is None else by, cost=cost)
+
+    def adjust(self, rule: int, delta: int, slot: str | None = None) -> Step:
+        return self._do("adjust", rule=rule, delta=delta, slot=slot)
+
+    def penalize(self, length: int) -> Step:
+        return self._do("penalty", length=length)
+
+    def withdraw(self, promise: int) -> Step:
+        return self._do("withdraw", promise=promise)
+
+
+def document(
+    algorithm: str, script: str, timelines: Iterable[Timeline] | Iterable[JointTimeline]
+) -> str:
     """The vectors of an algorithm as JSON, a line a step."""
     import json
 

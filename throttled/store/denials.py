@@ -129,8 +129,15 @@ def again(denial: Denial, plan: Plan | Joint, cost: int, patience: float, now: f
     if patience >= wait:
         return None
     if looks is not None:
-        held = [(max(each - past, 0.0), free, left - past) for each, free, left in looks[1]]
-        return joint_result(True, cast("Joint", plan), held, cost, None, "local-deny")
+        joint = cast("Joint", plan)
+        costs = (*joint.costs(cost), *(0 for _ in joint.holds))
+        held = [
+            (inf if each > one.capacity else max(left - past, 0.0), free, reset_after - past)
+            for (left, free, reset_after), one, each in zip(
+                looks[1], joint.members, costs, strict=True
+            )
+        ]
+        return joint_result(True, joint, held, cost, None, "local-deny")
     return RateLimitResult.of(True, (None, wait, remaining, reset_after - past), plan, "local-deny")
 
 
