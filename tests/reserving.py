@@ -6,13 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.contract import Limiter, Rig
+import pytest
+
+from tests.contract import STORES, Limiter, MakeRig, Rig
 from throttled.algorithms.plan import ALGORITHMS
 from throttled.result import Forecast, RateLimitResult
 
 #: One name for each rule.
 RULES = ("fixed_window", "sliding_window", "sliding_window_log", "token_bucket")
 BUCKETS = tuple(name for name in ALGORITHMS if name not in RULES[:3])
+
+
+@pytest.fixture(params=STORES)
+def rig(request: pytest.FixtureRequest, make_rig: MakeRig, algorithm: str) -> Rig:
+    return make_rig(request.param, algorithm)
+
+
+@pytest.fixture(params=STORES)
+def any_rig(request: pytest.FixtureRequest, make_rig: MakeRig) -> Rig:
+    """A rig for what does not depend on the algorithm."""
+    return make_rig(request.param)
 
 
 class Held:

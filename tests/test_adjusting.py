@@ -11,27 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.contract import STORES, Kind, MakeRig, Rig
-from tests.reserving import BUCKETS, RULES, Face, face
+from tests.reserving import BUCKETS, RULES, Face, any_rig, face, rig
 from throttled.algorithms.plan import ALGORITHMS
 from throttled.exceptions import DataError
 from throttled.quota import Rule
 from throttled.result import Forecast
 
+__all__ = ["any_rig", "rig"]
+
 
 @pytest.fixture(params=ALGORITHMS)
 def algorithm(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(params=STORES)
-def rig(request: pytest.FixtureRequest, make_rig: MakeRig, algorithm: str) -> Rig:
-    return make_rig(request.param, algorithm)
-
-
-@pytest.fixture(params=STORES)
-def any_rig(request: pytest.FixtureRequest, make_rig: MakeRig) -> Rig:
-    """A rig for what does not depend on the algorithm."""
-    return make_rig(request.param)
 
 
 METERED = [Rule("5/m", cost=1, name="requests"), Rule("100/m", name="tokens")]

@@ -13,8 +13,8 @@ import anyio
 import pytest
 import trio
 
-from tests.contract import STORES, Kind, MakeRig, Rig
-from tests.reserving import RULES, Face, face
+from tests.contract import Kind, MakeRig, Rig
+from tests.reserving import RULES, Face, face, rig
 from tests.servers import PATIENCE, Server
 from throttled import MemoryStore, RateLimitResult, Throttled
 from throttled.asyncio import Throttled as AsyncThrottled
@@ -27,15 +27,12 @@ from throttled.testing import FakeClock
 SOON, LATE = 100.0, 100_000.0
 QUOTA = "1/h"
 
+__all__ = ["rig"]
+
 
 @pytest.fixture(params=RULES)
 def algorithm(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(params=STORES)
-def rig(request: pytest.FixtureRequest, make_rig: MakeRig, algorithm: str) -> Rig:
-    return make_rig(request.param, algorithm)
 
 
 def reserve(limiter: Face, **arguments: Any) -> RateLimitResult:

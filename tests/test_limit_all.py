@@ -423,3 +423,19 @@ async def test_on_a_cluster_async_keys_need_a_slot(nodes: Cluster) -> None:
         assert (await AsyncThrottled.limit_all(pairs, slot="acme")).allowed
         assert (await AsyncThrottled.limit_all(pairs, slot="acme")).limited
         assert runs(nodes) == before + 2
+
+
+@pytest.mark.parametrize(("word", "limited"), [("allow", False), ("deny", True)])
+def test_what_nobody_could_decide_still_has_all_rules(word: Any, limited: bool) -> None:
+    store = RedisStore("redis://localhost:1/0")
+    limits = [
+        Throttled(quota=quota, store=store, on_store_error=word, key_prefix=quota[0])
+        for quota in ("3/m; 8/h", "7/m")
+    ]
+    pairs = [(limits[0], "u42"), (limits[1], "acme")]
+    result = Throttled.limit_all(pairs)
+    assert result.limited is limited
+    assert [str(rule.quota) for rule in result.rules] == ["3/m", "8/h", "7/m"]
+    assert [state.limit for state in result.states] == [3, 8, 7]
+    if limited:
+        assert Throttled.limit_all(pairs, cost=8).state.retry_after == inf

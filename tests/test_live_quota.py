@@ -10,27 +10,18 @@ from typing import Any
 import pytest
 
 from tests.contract import STORES, MakeRig, Rig
-from tests.reserving import BUCKETS, RULES, Face, face
+from tests.reserving import BUCKETS, RULES, Face, any_rig, face, rig
 from throttled import MemoryStore, Throttled
 from throttled.exceptions import DataError, LimitedError
 from throttled.quota import Rule, per_min
 from throttled.testing import FakeClock
 
+__all__ = ["any_rig", "rig"]
+
 
 @pytest.fixture(params=RULES)
 def algorithm(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(params=STORES)
-def rig(request: pytest.FixtureRequest, make_rig: MakeRig, algorithm: str) -> Rig:
-    return make_rig(request.param, algorithm)
-
-
-@pytest.fixture(params=STORES)
-def any_rig(request: pytest.FixtureRequest, make_rig: MakeRig) -> Rig:
-    """A rig for what does not depend on the algorithm."""
-    return make_rig(request.param)
 
 
 class Tariff:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.contract import STORES, MakeRig, Rig
-from tests.reserving import BUCKETS, Face, Held, face
+from tests.reserving import BUCKETS, Face, Held, any_rig, face, rig
 from throttled.algorithms.plan import ALGORITHMS
 from throttled.exceptions import DataError, LimitedError
 from throttled.quota import Rule
@@ -16,21 +16,12 @@ from throttled.quota import Rule
 #: Seconds: more than any wait here takes.
 LONG = 100_000.0
 
+__all__ = ["any_rig", "rig"]
+
 
 @pytest.fixture(params=ALGORITHMS)
 def algorithm(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(params=STORES)
-def rig(request: pytest.FixtureRequest, make_rig: MakeRig, algorithm: str) -> Rig:
-    return make_rig(request.param, algorithm)
-
-
-@pytest.fixture(params=STORES)
-def any_rig(request: pytest.FixtureRequest, make_rig: MakeRig) -> Rig:
-    """A rig for what does not depend on the algorithm."""
-    return make_rig(request.param)
 
 
 def looks(limiter: Face, key: str) -> list[Any]:

@@ -9,30 +9,21 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from tests.contract import STORES, MakeRig, Rig
+from tests.contract import Rig
 from tests.failing import AsyncFailingStore, FailingStore
-from tests.reserving import RULES, Face, face
+from tests.reserving import RULES, Face, any_rig, face, rig
 from throttled import MemoryStore, RateLimitResult, Throttled
 from throttled.asyncio import Throttled as AsyncThrottled
 from throttled.exceptions import DataError, LimitedError
 from throttled.quota import Rule
 from throttled.testing import FakeClock
 
+__all__ = ["any_rig", "rig"]
+
 
 @pytest.fixture(params=RULES)
 def algorithm(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(params=STORES)
-def rig(request: pytest.FixtureRequest, make_rig: MakeRig, algorithm: str) -> Rig:
-    return make_rig(request.param, algorithm)
-
-
-@pytest.fixture(params=STORES)
-def any_rig(request: pytest.FixtureRequest, make_rig: MakeRig) -> Rig:
-    """A rig for what does not depend on the algorithm."""
-    return make_rig(request.param)
 
 
 def shadow(rig: Rig, quota: Any = "3/m", **arguments: Any) -> Face:

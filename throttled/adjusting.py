@@ -76,11 +76,11 @@ def penalize(throttle: BaseThrottled[Any], key: object, seconds: object) -> Flow
     terms = yield from throttle._terms_of(key)
 
     def ask(level: Any) -> Any:
-        hold = level.joint.holds[0]
-        level.store.hold(hold, key)
-        return level.store.adjust_all([(hold, key, int(length), None)])
+        return level.store.adjust_all([(level.joint.holds[0], key, int(length), None)])
 
     yield from terms.policy.tried(ask, lambda: None, key, 0)
+    for level in terms.policy.levels:
+        level.store.hold(level.joint.holds[0], key)
 
 
 def forecast(throttle: BaseThrottled[Any], key: object) -> Flow[Forecast]:

@@ -106,19 +106,21 @@ def _decide_all(pairs: Sequence[Pair]) -> Flow[RateLimitResult]:
     # What costs nothing is not asked, unless nothing else is.
     only = [place for place, cost in enumerate(wanted) if cost or not any(wanted)]
 
-    def ask(level: Any) -> Any:
-        depth = policy.levels.index(level)
-        joint, names = joined(
+    def joined_at(depth: int) -> tuple[Joint, list[str]]:
+        return joined(
             [
                 (terms[place].policy.levels[depth].joint, keys[place], wanted[place])
                 for place in only
             ]
         )
+
+    def ask(level: Any) -> Any:
+        joint, names = joined_at(policy.levels.index(level))
         patience = NOW if any(wanted) else LOOK
         return level.store.admit_all(joint, names, int(any(wanted)), patience)
 
     def otherwise() -> Any:
-        return policy.by_word(int(any(wanted))), None
+        return policy.by_word(int(any(wanted)), joined_at(0)[0]), None
 
     answer, _ = yield from policy.tried(ask, otherwise, keys[0], max(wanted))
     result: RateLimitResult = answer

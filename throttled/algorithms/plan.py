@@ -133,11 +133,11 @@ class Joint:
         #: Tells a joint from others; its keys are those of its members.
         self.prefix = "+".join([plan.prefix for plan in self.members])
         self._costs = [rule.cost for rule in rules] if costs is None else costs
-        counting = zip(self.plans, self._costs, strict=True)
         #: A call that costs more can never fit.
-        self.capacity = min(
-            [plan.capacity for plan, fixed in counting if fixed is None], default=MAX_LIMIT
-        )
+        self.capacity = MAX_LIMIT
+        for plan, fixed in zip(self.plans, self._costs, strict=True):
+            most = plan.capacity if fixed is None else MAX_LIMIT if fixed <= plan.capacity else 0
+            self.capacity = min(self.capacity, most)
 
     def costs(self, cost: int) -> tuple[int, ...]:
         """What a call of that cost costs by each plan; nothing by any if it only looks."""

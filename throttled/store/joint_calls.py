@@ -100,7 +100,7 @@ class JointCalls(Generic[AskT]):
                 parts.append(Ticket(plan, key, each, wait, float(slot), before, written, self))
         if not parts:
             return joint_result(False, joint, found, cost, None, "server"), None
-        ticket = joint_ticket(joint, cost, wait, parts[0].slot, parts, self)
+        ticket = joint_ticket(joint, cost, wait, min(part.slot for part in parts), parts, self)
         if not wait:
             return joint_result(False, joint, found, cost, None, "server"), ticket
         for part in parts:

@@ -251,9 +251,10 @@ class Policy:
             outcomes[place] = self.by_word(calls[place][1])
         return outcomes
 
-    def by_word(self, cost: int) -> RateLimitResult:
-        """The result where nobody could decide; what is not known of the state is 0."""
-        plan, last = self.levels[0].plan, self.levels[-1]
+    def by_word(self, cost: int, plan: Plan | Joint | None = None) -> RateLimitResult:
+        """The result where nobody could decide, by a plan other than the policy's own if need be;
+        what is not known of the state is 0."""
+        plan, last = plan or self.levels[0].plan, self.levels[-1]
         if self._word == "allow" or not cost:
             return undecided(plan, "allowed-by-policy")
         wait = inf if cost > plan.capacity else last.store.health().retry_after or _RETRY_AFTER

@@ -80,25 +80,25 @@ def digest_of(hash_keys: object) -> Callable[[str], str] | None:
     return lambda key: digest(secret, key.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
-class JointWording:
-    """A joint in bytes: what its plans say, one after the other, joined."""
+class _Wording:
+    """What is asked in bytes, kept for keys and costs that come again."""
 
-    __slots__ = ("_groups", "_heads", "_joint", "_parts", "width")
+    __slots__ = ("_groups", "_heads")
 
-    def __init__(self, joint: Joint, parts: Sequence[Wording]) -> None:
-        self._joint = joint
-        self._parts = parts
-        self.width = len(parts)
-        self._heads: dict[str, bytes] = {}
+    #: How many keys it takes.
+    width = 1
+
+    def __init__(self) -> None:
         self._groups: dict[tuple[int, float], bytes] = {}
+        self._heads: dict[str, bytes] = {}
 
     def bulk(self, key: str) -> bytes:
-        """The keys in Redis, where the caller's is the same for all."""
-        return self.bulks((key,) * self.width)
+        """The keys in Redis, as Redis reads them, where the caller's is `key`."""
+        raise NotImplementedError
 
-    def bulks(self, keys: Sequence[str]) -> bytes:
-        """The keys in Redis, as Redis reads them."""
-        return b"".join([part.bulk(key) for part, key in zip(self._parts, keys, strict=True)])
+    def _compose(self, cost: int, patience: float) -> bytes:
+        """The groups that ask for a cost."""
+        raise NotImplementedError
 
     def asking(self, key: str, cost: int, patience: float) -> bytes:
         """The whole request to admit one call by the server's time, in as few steps as can be."""
@@ -106,6 +106,7 @@ class JointWording:
         return head + (self._groups.get((cost, patience)) or self.to_admit(cost, patience))
 
     def _head(self, key: str) -> bytes:
+        """All of a request before its groups."""
         if len(self._heads) >= _KEPT:
             self._heads = {}
         head = many([self.bulk(key)], [], count=self.width)
@@ -114,14 +115,36 @@ class JointWording:
         return head
 
     def to_admit(self, cost: int, patience: float) -> bytes:
-        """The groups that ask for a cost; kept, for most calls are like others before them."""
+        """The groups that ask for a cost; most calls are like others before them."""
         groups = self._groups.get((cost, patience))
         if groups is None:
-            groups = self.to_ask(cost, patience, ticket=False)
+            groups = self._compose(cost, patience)
             if len(self._groups) >= _KEPT:
                 self._groups = {}
             self._groups[cost, patience] = groups
         return groups
+
+
+class JointWording(_Wording):
+    """A joint in bytes: what its plans say, one after the other, joined."""
+
+    __slots__ = ("_joint", "_parts", "width")
+
+    def __init__(self, joint: Joint, parts: Sequence[Wording]) -> None:
+        super().__init__()
+        self._joint = joint
+        self._parts = parts
+        self.width = len(parts)
+
+    def bulk(self, key: str) -> bytes:
+        return self.bulks((key,) * self.width)
+
+    def bulks(self, keys: Sequence[str]) -> bytes:
+        """The keys in Redis, as Redis reads them."""
+        return b"".join([part.bulk(key) for part, key in zip(self._parts, keys, strict=True)])
+
+    def _compose(self, cost: int, patience: float) -> bytes:
+        return self.to_ask(cost, patience, ticket=False)
 
     def to_ask(self, cost: int, patience: float, ticket: bool) -> bytes:
         """The groups that ask for a cost, with or without a ticket."""
@@ -134,15 +157,13 @@ class JointWording:
         return b"".join(groups)
 
 
-class Wording:
+class Wording(_Wording):
     """A plan in bytes: all that does not change from call to call."""
 
     __slots__ = (
         "_adjust",
         "_admit",
         "_digest",
-        "_groups",
-        "_heads",
         "_join",
         "_join_ticket",
         "_names",
@@ -152,10 +173,8 @@ class Wording:
         "to_reset",
     )
 
-    #: How many keys it takes.
-    width = 1
-
     def __init__(self, plan: Plan, digest: Callable[[str], str] | None = None) -> None:
+        super().__init__()
         numbers = b"".join(bulk(b"%d" % n) for n in (plan.limit, plan.period, plan.burst))
         rest = bulk(plan.kind.encode()) + numbers
         self._digest = digest
@@ -174,9 +193,7 @@ class Wording:
         )
         #: The group that forgets a key.
         self.to_reset = reset + bulk(b"") + bulk(b"")
-        self._groups: dict[tuple[int, float], bytes] = {}
         self._names: dict[str, bytes] = {}
-        self._heads: dict[str, bytes] = {}
 
     def bulk(self, key: str) -> bytes:
         """The key in Redis, as Redis reads it.
@@ -202,29 +219,8 @@ class Wording:
         text = f"{write(slot)}}}:{write(key.text)}"  # type: ignore[attr-defined]
         return text.encode("utf-8", "surrogatepass")
 
-    def asking(self, key: str, cost: int, patience: float) -> bytes:
-        """The whole request to admit one call by the server's time, in as few steps as can be."""
-        head = self._heads.get(key) or self._head(key)
-        return head + (self._groups.get((cost, patience)) or self.to_admit(cost, patience))
-
-    def _head(self, key: str) -> bytes:
-        """All of a request before its group; kept, for keys come again."""
-        if len(self._heads) >= _KEPT:
-            self._heads = {}
-        head = one(self.bulk(key), b"")
-        if len(key) <= _LONG:
-            self._heads[key] = head
-        return head
-
-    def to_admit(self, cost: int, patience: float) -> bytes:
-        """The group that asks for a cost; kept, for most calls are like others before them."""
-        group = self._groups.get((cost, patience))
-        if group is None:
-            group = self._admit + bulk(whole(cost)) + bulk(whole(patience))
-            if len(self._groups) >= _KEPT:
-                self._groups = {}
-            self._groups[cost, patience] = group
-        return group
+    def _compose(self, cost: int, patience: float) -> bytes:
+        return self._admit + bulk(whole(cost)) + bulk(whole(patience))
 
     def to_join(self, cost: int, patience: float, ticket: bool, last: bool) -> bytes:
         """The group that asks for a cost together with the group after it, unless it is the last;
