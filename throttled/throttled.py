@@ -71,13 +71,17 @@ class Throttled(BaseThrottled[Store]):
             and key
             and 0 < cost <= MAX_LIMIT
         ):
+            # The common case, in as few steps as can be.
+            decide = self._decide
+            answer = decide(key, cost, self._patience)
+            if type(answer) is RateLimitResult:
+                return answer
             patience = self._patience
         else:
             key, cost, patience = self._call(key, cost, timeout, deadline)
-        decide = self._decide
-        answer = decide(key, cost, patience)
-        if type(answer) is RateLimitResult:
-            return answer
+            answer = self._decide(key, cost, patience)
+            if isinstance(answer, RateLimitResult):
+                return answer
         return finished(self._served(key, cost, patience, answer))
 
     def limit_many(self, calls: Iterable[str | tuple[str, int]]) -> list[RateLimitResult]:
