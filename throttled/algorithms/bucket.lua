@@ -1,10 +1,11 @@
 -- The twin of bucket.py: the same operations in the same order.
--- State: at, credit, and after a promise last, peak.
+-- State: at, credit, and after a promise ahead, peak.
 fields, rule = 2, function(
-  op, now, cost, patience, soonest, limit, period, burst, at, credit, last, peak
+  op, now, cost, patience, soonest, limit, period, burst, at, credit, ahead, peak
 )
   local floor = math.floor
   local full = burst * period
+  local last = ahead and at + ahead
   local found, promised = at, last
   local wait, remaining, written
 
@@ -77,5 +78,5 @@ fields, rule = 2, function(
 
   local reset_at = at - floor((credit - full) / limit)
   if last and last > reset_at then reset_at = last end
-  return wait, remaining, reset_at - now, written and at, credit, last, peak
+  return wait, remaining, reset_at - now, written and at, credit, last and last - at, peak
 end

@@ -32,7 +32,8 @@ for a bucket that runs over loses what flows in, and a promise counts on it. The
 will be stands just before a promise is used: that is the peak, kept beside the slot.
 
 State: `(at, credit)`, the instant written (µs) and the credit then; after a promise
-`(at, credit, last, peak)`, with the last promised slot and the highest credit before any of them.
+`(at, credit, ahead, peak)`, with the last promised slot, in µs from `at`, and the highest credit
+before any of them.
 Exact to the µs while burst x period_µs < 2**53; beyond, a double rounds the credit.
 """
 
@@ -57,7 +58,9 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
         if state is None:
             return now, full, 0.0, 0.0, False
         at, credit = state[:2]
-        last, peak = state[2:] or (0.0, 0.0)
+        last = peak = 0.0
+        if len(state) == 4:
+            last, peak = at + state[2], state[3]
         elapsed = now - at
         stepped = False
         if elapsed >= 0.0:
@@ -127,12 +130,12 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
                 written = True
         new: State | None = None
         if written:
-            new = (at, credit, last, peak) if last else (at, credit)
+            new = (at, credit, last - at, peak) if last else (at, credit)
         return (
             new,
             wait,
             credit / token // 1.0 if credit > 0.0 and not last else 0.0,
-            reset_at((at, credit, last, peak)) - now,
+            reset_at((at, credit, last - at, peak)) - now,
         )
 
     def adjust(
@@ -146,7 +149,7 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             if slot is not None and slot <= at and state is not None:
                 # A promise that nobody used: since then the bucket may have run over. As much as
                 # has flowed in up to the last slot, whoever that was, is taken as lost.
-                since = max(state[0:3:2])
+                since = state[0] + max(0.0, 0.0, *state[2:3])
                 if since > slot:
                     give -= (since - slot) * rate
             if last and give > full - peak:
@@ -157,12 +160,12 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             peak += give
             if credit > full:
                 credit = full
-        return ((at, credit, last, peak) if last else (at, credit)), None
+        return ((at, credit, last - at, peak) if last else (at, credit)), None
 
     def reset_at(state: State) -> float:
         at, credit = state[:2]
         instant = at - (credit - full) / rate // 1.0
-        return state[2] if len(state) == 4 and state[2] > instant else instant
+        return at + state[2] if len(state) == 4 and at + state[2] > instant else instant
 
     def owed(state: State, now: float) -> float:
         at, credit = state[:2]

@@ -133,7 +133,9 @@ while i <= count do
   if after and not reply then
     local ttl = -floor(-reset_after / 1000)
     if ttl > 1e15 then ttl = 1e15 end
-    if from and not again and fields then
+    if fields and ttl > 0 and not from then
+      reply = try('SET', key, after, 'PX', ttl + longer).err
+    elseif from and not again and fields then
       writes[written + 1], writes[written + 2], writes[written + 3] = key, after, ttl + longer
       written = written + 3
     elseif bad then
@@ -151,8 +153,11 @@ while i <= count do
   elseif op ~= 'admit' then
     replies[i] = after and 1 or 0
   else
-    local slot = wait > 0 and wait <= b and now + wait
-    if from and wait > slowest then slowest = wait end
+    local slot
+    if wait > 0 then
+      slot = wait <= b and now + wait
+      if from and wait > slowest then slowest = wait end
+    end
     if after and (slot or ticket and wait == 0) then
       -- It is booked at the instant written, and never before that.
       local booked = fields and one or now + reset_after - period

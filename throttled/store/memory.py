@@ -199,8 +199,13 @@ class MemoryStore(JointMemory):
                 slots[index] = slot
                 befores[index] = before
             if cell is None:
-                self._table.now = now
-                self._insert(name, plan, new)
+                # In place of `_insert`: a store full of live keys makes one at each call.
+                cell = _new(Cell)
+                cell.plan = plan
+                cell.state = new
+                table = self._table
+                table.now = now
+                table[name] = cell
             else:
                 cell.state = new
             if ticket is not None:
