@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from throttled.exceptions import SetUpError
 
@@ -251,6 +251,13 @@ class ConnectionFactory:
             ) from error
 
 
+#: As RFC 3986 parts a URL (appendix B). `urlsplit` of newer Pythons refuses IPv6 addresses among
+#: several hosts.
+_URL = re.compile(
+    r"[^:/?#]+://(?P<netloc>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#.*)?", re.DOTALL
+)
+
+
 def parse_hosts(
     url: str, default_port: int
 ) -> tuple[list[tuple[str, int]], list[str], dict[str, Any]]:
@@ -258,10 +265,10 @@ def parse_hosts(
 
     Returns the addresses, the parts of the path, and the credentials and query as arguments.
     """
-    parts = urlsplit(url)
-    if "@" in url and "@" not in parts.netloc:
+    parts = _URL.fullmatch(url)
+    if parts is None or ("@" in url and "@" not in parts["netloc"]):
         raise SetUpError(f"Invalid Redis URL: {masked(url)!r}: {URL_SHAPE}")
-    userinfo, _, hosts = parts.netloc.rpartition("@")
+    userinfo, _, hosts = parts["netloc"].rpartition("@")
     params: dict[str, Any] = {}
     if userinfo:
         user, _, password = userinfo.partition(":")
@@ -278,14 +285,14 @@ def parse_hosts(
                 f"Invalid Redis URL: {masked(url)!r}: {entry!r} must be host or host:port."
             )
         addresses.append((unquote(match[1].strip("[]")), port))
-    if parts.query:
+    if parts["query"]:
         parsers: Any = import_module("redis.connection").URL_QUERY_ARGUMENT_PARSERS
-        for name, value in parse_qsl(parts.query):
+        for name, value in parse_qsl(parts["query"]):
             try:
                 params[name] = parsers.get(name, str)(value)
             except (TypeError, ValueError):
                 raise SetUpError(f"Invalid value for {name!r} in {masked(url)!r}.") from None
-    path = [unquote(part) for part in parts.path.split("/") if part]
+    path = [unquote(part) for part in parts["path"].split("/") if part]
     return addresses, path, params
 
 
