@@ -63,6 +63,19 @@ def test_a_debt_is_paid_off_before_anybody_passes(rig: Rig) -> None:
     assert limiter.free() == 10
 
 
+def test_a_debit_is_felt_however_far_ahead_others_are_promised(rig: Rig) -> None:
+    plan = rig.plan("2/m")
+    limiter = face(rig, "2/m")
+    rig.drain(plan, "key")
+    waiting = [rig.promise(plan, "key", 2) for _ in range(3)]
+    before = rig.dump(plan, "key")
+    limiter.debit("key", 2)
+    assert rig.dump(plan, "key") != before
+    for ticket in reversed(waiting):
+        rig.withdraw(ticket)
+    assert limiter.limit("key").limited
+
+
 def test_rules_with_a_fixed_cost_are_not_adjusted(any_rig: Rig) -> None:
     limiter = face(any_rig, METERED)
     limiter.debit("key", 150)

@@ -86,6 +86,8 @@ fields, rule = 4, function(
     elseif slot >= start - period then
       if previous == 0 and delta <= 0 then return end
       previous = math.max(previous + delta, 0)
+    elseif delta > 0 then
+      current = current + delta
     else
       return
     end

@@ -144,6 +144,8 @@ def bind(limit: int, period: int, burst: int) -> Steps[State]:
             if not previous and delta <= 0:
                 return None, None
             previous = previous + delta if previous + delta > 0.0 else 0.0
+        elif delta > 0:
+            current += delta  # promises have turned the window of now out of sight: behind them
         else:
             return None, None  # slid out of sight
         return (at, previous, current, last), None
