@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract import STORES, Kind, MakeRig, Rig
+from tests.contract import PATIENT, STORES, Kind, MakeRig, Rig
 from tests.joints import ALGORITHMS
 from tests.servers import Server
 from throttled import MemoryStore, Throttled
@@ -218,23 +218,40 @@ async def in_line(
     return tasks
 
 
-@pytest.mark.parametrize("quota", ["20/s burst 1", "20/s burst 1; 1000/h"])
+@pytest.mark.parametrize("quota", ["4/s burst 1", "4/s burst 1; 1000/h"])
 async def test_sleepers_of_this_process_look_again_when_they_wake(quota: str) -> None:
-    """In real time: slots 50 ms apart, and a penalty of 300 ms while they sleep."""
+    """In real time: slots 250 ms apart, and a penalty of 800 ms while they sleep."""
     throttle = AsyncThrottled(quota=quota, store=MemoryStore(), hold=True, timeout=5)
     assert (await throttle.limit("key")).allowed
     served: list[tuple[int, bool, float]] = []
     tasks = await in_line(throttle, 2, served, time.monotonic)
     began = time.monotonic()
-    await throttle.penalize("key", 0.3)
+    await throttle.penalize("key", 0.8)
     await asyncio.gather(*tasks)
     assert [(number, allowed) for number, allowed, _ in served] == [(0, True), (1, True)]
-    assert served[0][2] - began >= 0.299
-    assert served[1][2] - began < 2
+    assert served[0][2] - began >= 0.799
+    assert served[1][2] - began < 4
+
+
+async def test_who_sleeps_by_another_limit_of_the_prefix_looks_again() -> None:
+    store = MemoryStore()
+    one, other = (
+        AsyncThrottled(quota=quota, store=store, hold=True, timeout=5)
+        for quota in ("4/s burst 1", "1000/h")
+    )
+    assert (await one.limit("key")).allowed
+    served: list[tuple[int, bool, float]] = []
+    tasks = await in_line(one, 1, served, time.monotonic)
+    began = time.monotonic()
+    await other.penalize("key", 0.8)
+    await other.penalize("another", 30)
+    await asyncio.gather(*tasks)
+    assert served[0][1]
+    assert 0.799 <= served[0][2] - began < 4
 
 
 async def test_who_would_wait_too_long_for_its_end_is_refused() -> None:
-    throttle = AsyncThrottled(quota="20/s burst 1", store=MemoryStore(), hold=True, timeout=0.1)
+    throttle = AsyncThrottled(quota="4/s burst 1", store=MemoryStore(), hold=True, timeout=0.3)
     assert (await throttle.limit("key")).allowed
     served: list[tuple[int, bool, float]] = []
     tasks = await in_line(throttle, 1, served, time.monotonic)
@@ -245,7 +262,7 @@ async def test_who_would_wait_too_long_for_its_end_is_refused() -> None:
 
 
 def test_threads_that_sleep_look_again_when_they_wake() -> None:
-    throttle = Throttled(quota="10/s burst 1", store=MemoryStore(), hold=True, timeout=5)
+    throttle = Throttled(quota="4/s burst 1", store=MemoryStore(), hold=True, timeout=5)
     assert throttle.limit("key").allowed
     woke: list[float] = []
     sleeper = threading.Thread(
@@ -254,32 +271,32 @@ def test_threads_that_sleep_look_again_when_they_wake() -> None:
     sleeper.start()
     time.sleep(0.03)
     began = time.monotonic()
-    throttle.penalize("key", 0.3)
+    throttle.penalize("key", 0.8)
     sleeper.join(10)
-    assert 0.299 <= woke[0] - began < 5
+    assert 0.799 <= woke[0] - began < 5
 
 
 @pytest.mark.server
 async def test_sleepers_on_a_server_look_again_when_they_wake(server: Server) -> None:
     prefix = f"hold-{time.monotonic_ns()}"
-    async with AsyncRedisStore(server.url) as store:
+    async with AsyncRedisStore(server.url, PATIENT) as store:
         throttle = AsyncThrottled(
-            quota="20/s burst 1", store=store, key_prefix=prefix, hold=True, timeout=5
+            quota="4/s burst 1", store=store, key_prefix=prefix, hold=True, timeout=5
         )
         assert (await throttle.limit("key")).allowed
         served: list[tuple[int, bool, float]] = []
         tasks = await in_line(throttle, 1, served, time.monotonic)
         began = time.monotonic()
-        await throttle.penalize("key", 0.3)
+        await throttle.penalize("key", 0.8)
         await asyncio.gather(*tasks)
         assert served[0][1]
-        assert served[0][2] - began >= 0.29
+        assert served[0][2] - began >= 0.79
 
 
 @pytest.mark.server
 async def test_promises_to_other_processes_stand(server: Server) -> None:
     prefix = f"hold-{time.monotonic_ns()}"
-    async with AsyncRedisStore(server.url) as store:
+    async with AsyncRedisStore(server.url, PATIENT) as store:
         throttle = AsyncThrottled(
             quota="5/s burst 1", store=store, key_prefix=prefix, hold=True, timeout=5
         )
@@ -288,7 +305,7 @@ async def test_promises_to_other_processes_stand(server: Server) -> None:
         tasks = await in_line(throttle, 1, served, time.monotonic)
         began = time.monotonic()
         # Another store, as another process has.
-        with RedisStore(server.url) as other:
+        with RedisStore(server.url, PATIENT) as other:
             Throttled(quota="5/s burst 1", store=other, key_prefix=prefix, hold=True).penalize(
                 "key", 30
             )

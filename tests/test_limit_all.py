@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract import STORES, Kind, MakeRig, Rig
+from tests.contract import PATIENT, STORES, Kind, MakeRig, Rig
 from tests.joints import ALGORITHMS
 from tests.servers import HOST, Cluster, Server, cluster, free_port
 from throttled import Key, MemoryStore, Rule, Throttled
@@ -212,7 +212,7 @@ def test_it_waits_in_real_time() -> None:
 
 @pytest.mark.server
 def test_threads_take_exactly_what_all_allow(server: Server) -> None:
-    with RedisStore(server.url) as real:
+    with RedisStore(server.url, PATIENT) as real:
         for store in (real, MemoryStore()):
             prefix = f"all-{time.monotonic_ns()}"
             user = Throttled(quota="100/366d", store=store, key_prefix=prefix)

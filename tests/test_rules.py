@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract import FOREVER, STORES, Kind, MakeRig, Rig
+from tests.contract import FOREVER, PATIENT, STORES, Kind, MakeRig, Rig
 from tests.joints import ALGORITHMS, KEY, admit, drain, dumps, joint_of, look_of, plans_of
 from tests.servers import Server
 from throttled import MemoryStore, Rule, Throttled
@@ -363,7 +363,7 @@ def test_threads_take_exactly_what_two_rules_allow_in_memory(using: str) -> None
 
 @pytest.mark.server
 def test_threads_take_exactly_what_two_rules_allow_on_a_server(server: Server) -> None:
-    with RedisStore(server.url) as store:
+    with RedisStore(server.url, PATIENT) as store:
         prefix = f"rules-{time.monotonic_ns()}"
         throttle = Throttled(quota=RULES, store=store, key_prefix=prefix)
         assert by_threads(throttle) == 60
@@ -372,7 +372,7 @@ def test_threads_take_exactly_what_two_rules_allow_on_a_server(server: Server) -
 
 @pytest.mark.server
 async def test_tasks_take_exactly_what_two_rules_allow(server: Server) -> None:
-    async with AsyncRedisStore(server.url) as store:
+    async with AsyncRedisStore(server.url, PATIENT) as store:
         for where in (store, MemoryStore()):
             prefix = f"rules-{time.monotonic_ns()}"
             throttle = AsyncThrottled(quota=RULES, store=where, key_prefix=prefix)
@@ -383,7 +383,7 @@ async def test_tasks_take_exactly_what_two_rules_allow(server: Server) -> None:
 
 
 def in_a_process(url: str, prefix: str) -> int:
-    with RedisStore(url) as store:
+    with RedisStore(url, PATIENT) as store:
         throttle = Throttled(quota=RULES, store=store, key_prefix=prefix)
         return sum(throttle.limit("key").allowed for _ in range(40))
 
