@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from docs.examples.llm_client import REQUESTS, TOKENS
-from tests.llm.fleet import PROCESSES, Program, most, run, used
+from docs.examples.llm_client import HEADROOM, REQUESTS, TOKENS
+from tests.llm.fleet import PROCESSES, SCALE, Program, most, run, used
 from tests.llm.service import Arrival, Log, tokens_of
 
 if TYPE_CHECKING:
@@ -117,7 +117,11 @@ def test_the_most_within_any_period_is_found(steps: list[tuple[int, int, bool]])
 @pytest.mark.server
 @pytest.mark.slow
 def test_four_processes_use_the_quota_of_a_service_and_are_never_refused(valkey: Server) -> None:
-    report = run(valkey.url)
+    # Once more where everything stood still for about the headroom: then that is what is measured.
+    for _ in range(3):
+        report = run(valkey.url)
+        if report.stall < HEADROOM / SCALE / 3:
+            break
     assert report.errors == []
     assert report.refused == 0
     assert report.used >= 0.9

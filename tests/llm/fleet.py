@@ -71,6 +71,8 @@ class Report:
     refused: int
     #: What each process saw: its answers, their tokens, its errors.
     workers: list[dict[str, Any]]
+    #: The longest that a process which only sleeps was held up meanwhile, in seconds.
+    stall: float
 
     @property
     def errors(self) -> list[str]:
@@ -107,6 +109,19 @@ def most(arrivals: Sequence[Arrival], period: int) -> tuple[int, int]:
     return requests, tokens
 
 
+def longest_stall(seconds: float, step: float = 0.05) -> float:
+    """Sleep for so long, in short steps; by how much the worst of them was late."""
+    longest = 0.0
+    now = time.monotonic()
+    end = now + seconds
+    while now < end:
+        before = now
+        time.sleep(step)
+        now = time.monotonic()
+        longest = max(longest, now - before - step)
+    return longest
+
+
 def run(store: str, headroom: float = HEADROOM, scale: float = SCALE, periods: int = 4) -> Report:
     """Four processes ask as much as they may, for so many periods.
 
@@ -124,7 +139,7 @@ def run(store: str, headroom: float = HEADROOM, scale: float = SCALE, periods: i
         ]
         for worker in workers:
             assert worker.ready(), "a worker ended at once"
-        time.sleep(periods * period)
+        stall = longest_stall(periods * period)
         seen = [worker.end() for worker in workers]
         arrivals = [Arrival(*each) for each in service.end()]
     span = round(period * 1e9)
@@ -135,4 +150,5 @@ def run(store: str, headroom: float = HEADROOM, scale: float = SCALE, periods: i
         len(arrivals) - refused,
         refused,
         seen,
+        stall,
     )
