@@ -176,7 +176,7 @@ class Load(ABC):
         return min(each.at for each in seen if each.kind == "server" and each.at > since) - since
 
     def figures(self) -> Figures:
-        return Figures.of(self.seen)
+        return Figures.of(self.seen.copy())
 
     def _note(self, started: float, outcome: Any) -> None:
         now = time.monotonic()

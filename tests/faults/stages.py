@@ -292,10 +292,13 @@ def cut(binary: str | None = None) -> Iterator[Stage]:
     """A network that cuts every tenth reply or so in half, and the connection with it."""
     with Server(binary) as server, Proxy(server) as proxy:
 
-        def strike(_: Sequence[Load], seconds: float) -> None:
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                proxy.mode, proxy.caught = "half", threading.Event()
+        def strike(loads: Sequence[Load], seconds: float) -> None:
+            begin = time.monotonic()
+            # Chance may spare one of them for as long: then until it was hit as well.
+            while (now := time.monotonic()) < begin + seconds or (
+                now < begin + 20 and not all(load.figures().unknown for load in loads)
+            ):
+                proxy.caught, proxy.mode = threading.Event(), "half"
                 proxy.caught.wait(1)
                 proxy.mode = "pass"
                 time.sleep(0.05)
