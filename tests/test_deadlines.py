@@ -245,7 +245,7 @@ class Queue:
         self.before = self.seen()
 
     def seen(self) -> Any:
-        return self.store.dump(self.throttle._terms.joint.plans[0], "key"), self.clock.now
+        return self.store.dump(self.throttle._terms.plan.joint.plans[0], "key"), self.clock.now
 
     @property
     def untouched(self) -> bool:
@@ -379,7 +379,7 @@ async def test_who_is_cut_off_by_asyncio_gives_the_slot_back(way: Call) -> None:
     store = MemoryStore()
     throttle = AsyncThrottled("key", LATE, quota=QUOTA, store=store)
     await throttle.limit()
-    plan = throttle._terms.joint.plans[0]
+    plan = throttle._terms.plan.joint.plans[0]
     before = store.dump(plan, "key")
     await cut_off(throttle, way)
     assert store.dump(plan, "key") == before

@@ -34,7 +34,7 @@ class Held:
         self.limiter = rig.limiter(quota, hold=True, **arguments)
         self.throttle = self.limiter.throttled
         self.limit, self.peek = self.limiter.limit, self.limiter.peek
-        self.plans = self.throttle._terms.joint.plans
+        self.plans = self.throttle._terms.plan.joint.plans
         self.hold = hold_plan(rig.prefix)
 
     def penalize(self, seconds: float, key: str = "key") -> None:
@@ -421,7 +421,7 @@ async def test_who_is_cancelled_while_it_waits_for_the_end_leaves_no_trace() -> 
         task.cancel()
         await settle()
     assert sleepers.served == {"first": 0}
-    plan = sleepers.throttle._terms.joint.plans[0]
+    plan = sleepers.throttle._terms.plan.joint.plans[0]
     assert sleepers.store.run(plan, "key", 1, LOOK)[1:] == (0, 1, 0)
 
 

@@ -62,7 +62,7 @@ class Both:
         return [
             self.rig.dump(plan, key)
             for throttle, key in ((self.user, "u42"), (self.org, "acme"))
-            for plan in throttle._terms.joint.members
+            for plan in throttle._terms.plan.joint.members
         ]
 
 

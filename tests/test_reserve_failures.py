@@ -148,7 +148,7 @@ def test_a_store_that_fails_never_hides_the_error_of_the_block(
         f"A reservation could not be settled and keeps its estimate: {DOWN}"
     ]
     store.recover()
-    assert store.memory.run(throttle._terms.joint.plans[0], "key", 0, 0.0)[2] == 3
+    assert store.memory.run(throttle._terms.plan.joint.plans[0], "key", 0, 0.0)[2] == 3
 
 
 def test_settling_raises_what_the_store_raises(flavour: Flavour) -> None:

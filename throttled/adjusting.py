@@ -39,7 +39,7 @@ def change(
         )
 
     def ask(level: Any) -> Any:
-        joint = level.joint
+        joint = level.plan.joint
         return level.store.adjust_all(
             [
                 (plan, key, sign * delta, None)
@@ -59,7 +59,7 @@ def reset(throttle: BaseThrottled[Any], key: object) -> Flow[None]:
     terms = yield from throttle._terms_of(key)
 
     def ask(level: Any) -> Any:
-        return level.store.reset_all([(plan, key) for plan in level.joint.members])
+        return level.store.reset_all([(plan, key) for plan in level.plan.joint.members])
 
     yield from terms.policy.tried(ask, lambda: None, key, 0)
 
@@ -76,11 +76,11 @@ def penalize(throttle: BaseThrottled[Any], key: object, seconds: object) -> Flow
     terms = yield from throttle._terms_of(key)
 
     def ask(level: Any) -> Any:
-        return level.store.adjust_all([(level.joint.holds[0], key, int(length), None)])
+        return level.store.adjust_all([(level.plan.joint.holds[0], key, int(length), None)])
 
     yield from terms.policy.tried(ask, lambda: None, key, 0)
     for level in terms.policy.levels:
-        level.store.hold(level.joint.holds[0], key)
+        level.store.hold(level.plan.joint.holds[0], key)
 
 
 def forecast(throttle: BaseThrottled[Any], key: object) -> Flow[Forecast]:

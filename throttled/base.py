@@ -79,11 +79,6 @@ class Terms:
         #: `(key, cost, patience)` -> the answer, to be awaited if the policy `awaits`.
         self.ask = policy.bind()
 
-    @property
-    def joint(self) -> Joint:
-        """The plan as a joint, be it of one."""
-        return self.policy.levels[0].joint
-
 
 class BaseThrottled(Generic[StoreT]):
     """What both flavours share: arguments, plans, and what is done in which order. No sleeping.
@@ -331,7 +326,7 @@ class BaseThrottled(Generic[StoreT]):
 
     def _free(self, source: Literal["disabled", "exempt", "shadow"]) -> RateLimitResult:
         """A result of nobody having been asked."""
-        plan = None if self._terms is None else self._terms.joint
+        plan = None if self._terms is None else self._terms.plan.joint
         limits = [MAX_LIMIT] if plan is None else [each.capacity for each in plan.plans]
         states = tuple([RateLimitState(limit, limit, 0.0, 0.0) for limit in limits])
         rules = () if plan is None else plan.rules

@@ -45,7 +45,7 @@ def served(reply: Reply) -> RateLimitResult:
 
 def nothing_taken(level: Level, key: str) -> Ticket:
     """The ticket of a cost of 0, for what is charged to it when it is settled."""
-    joint, store = level.joint, level.store
+    joint, store = level.plan.joint, level.store
     parts = [Ticket(plan, key, 0, 0.0, 0.0, None, None, store) for plan in joint.plans]
     return joint_ticket(joint, 0, 0.0, 0.0, parts, store)
 

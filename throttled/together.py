@@ -109,7 +109,7 @@ def _decide_all(pairs: Sequence[Pair]) -> Flow[RateLimitResult]:
     def joined_at(depth: int) -> tuple[Joint, list[str]]:
         return joined(
             [
-                (terms[place].policy.levels[depth].joint, keys[place], wanted[place])
+                (terms[place].policy.levels[depth].plan.joint, keys[place], wanted[place])
                 for place in only
             ]
         )

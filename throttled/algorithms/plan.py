@@ -49,6 +49,7 @@ class Plan:
     """
 
     __slots__ = (
+        "_joint",
         "adjust",
         "algorithm",
         "appends",
@@ -77,6 +78,7 @@ class Plan:
     same: Callable[[Any, Any], bool]
     dump: Callable[[Any], tuple[str, ...]]
     appends: bool
+    _joint: Joint
 
     def __init__(self, algorithm: str, quota: Quota, prefix: str, name: str | None) -> None:
         module = ALGORITHMS.get(algorithm, hold)
@@ -97,6 +99,15 @@ class Plan:
         steps: Steps[Any] = module.bind(limit, period, burst)
         self.take, self.queue, self.adjust = steps[:3]
         self.reset_at, self.owed, self.same, self.dump, self.appends = steps[3:]
+
+    @property
+    def joint(self) -> Joint:
+        """The same as a joint, made when it is first asked for."""
+        try:
+            return self._joint
+        except AttributeError:
+            self._joint = joint = Joint((self,), self.rules)
+            return joint
 
     def reset_after(self, state: Any, now: float) -> float:
         """µs until a state equals that of a key never seen; 0 or less when it does."""
@@ -138,6 +149,11 @@ class Joint:
         for plan, fixed in zip(self.plans, self._costs, strict=True):
             most = plan.capacity if fixed is None else MAX_LIMIT if fixed <= plan.capacity else 0
             self.capacity = min(self.capacity, most)
+
+    @property
+    def joint(self) -> Joint:
+        """Itself: what a `Plan` has as well."""
+        return self
 
     def costs(self, cost: int) -> tuple[int, ...]:
         """What a call of that cost costs by each plan; nothing by any if it only looks."""

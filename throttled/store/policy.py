@@ -102,12 +102,6 @@ class Level(NamedTuple):
     plan: Plan | Joint
     decide: Callable[[str, int, float], Any]
 
-    @property
-    def joint(self) -> Joint:
-        """The same as a joint, be it of one plan."""
-        plan = self.plan
-        return plan if isinstance(plan, Joint) else Joint((plan,), plan.rules)
-
 
 class Policy:
     """A plan on a store, and what is done when the store fails."""
@@ -185,7 +179,7 @@ class Policy:
         """The answer with a ticket, if there is something to give back."""
 
         def ask(level: Level) -> Any:
-            joint = level.joint
+            joint = level.plan.joint
             return level.store.admit_all(joint, joint.keys(key), cost, patience)
 
         answer: tuple[Answer, Ticket | None] = yield from self.tried(
@@ -264,8 +258,9 @@ class Policy:
 def undecided(plan: Plan | Joint, source: Source, wait: float | None = None) -> RateLimitResult:
     """A result without a decision: of the state only the limit is known. Refused if it has a
     `wait`, in seconds."""
-    limits = [each.capacity for each in (plan.plans if isinstance(plan, Joint) else (plan,))]
-    states = tuple([RateLimitState(limit, 0, 0.0, wait or 0.0) for limit in limits])
+    states = tuple(
+        [RateLimitState(each.capacity, 0, 0.0, wait or 0.0) for each in plan.joint.plans]
+    )
     return RateLimitResult.told(wait is not None, source, View(plan.rules, states, 0, False))
 
 
