@@ -258,14 +258,11 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
 
         Is seen to its end even if the caller is cancelled: it gives back what others need.
         """
-        parts = ticket.parts or (ticket,)
-        going = [kept(self._go(self._waiting.leave(part))) for part in parts]
-        await asyncio.shield(asyncio.gather(*going))
+        await asyncio.shield(kept(self._go(self._waiting.leave(ticket))))
 
     async def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        for part in ticket.parts or (ticket,):
-            await self._go(self._waiting.arrive(part))
+        await self._go(self._waiting.arrive(ticket))
 
     async def _go(self, steps: Steps) -> None:
         try:

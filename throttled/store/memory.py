@@ -257,13 +257,11 @@ class MemoryStore(JointMemory):
 
     def withdraw(self, ticket: Ticket) -> None:
         """Give back a promised slot, as if it had never been asked for where that is possible."""
-        for part in ticket.parts or (ticket,):
-            follow(self, self._waiting.leave(part))
+        follow(self, self._waiting.leave(ticket))
 
     def arrived(self, ticket: Ticket) -> None:
         """A promised slot was used: return what those gave up who stood before it."""
-        for part in ticket.parts or (ticket,):
-            follow(self, self._waiting.arrive(part))
+        follow(self, self._waiting.arrive(ticket))
 
     def hold(self, hold: Plan, key: str) -> None:
         """A penalty was set: see `Waiting.hold`."""

@@ -63,37 +63,39 @@ class Waiting:
             insort_right(tickets, ticket, key=_slot)
 
     def leave(self, ticket: Ticket) -> Steps:
-        """Somebody gives up a slot."""
-        name = (ticket.plan.prefix, ticket.key)
-        if ticket.void:
-            return
+        """Somebody gives up a slot: of a joint, that of every plan."""
+        parts = [part for part in ticket.parts or (ticket,) if not part.void]
         with self._lock:
-            ticket.gone = True
-            line = self._lines.get(name)
-            if line is None:
-                line = self._lines[name] = _Line()
-            if ticket not in line.tickets:
-                insort_right(line.tickets, ticket, key=_slot)
-        yield from self._give_back(name)
+            for part in parts:
+                part.gone = True
+                name = (part.plan.prefix, part.key)
+                line = self._lines.get(name)
+                if line is None:
+                    line = self._lines[name] = _Line()
+                if part not in line.tickets:
+                    insort_right(line.tickets, part, key=_slot)
+        for part in parts:
+            yield from self._give_back((part.plan.prefix, part.key))
 
     def arrive(self, ticket: Ticket) -> Steps:
-        """Somebody's slot has come."""
-        name = (ticket.plan.prefix, ticket.key)
-        with self._lock:
-            line = self._lines.get(name)
-            if line is None:
-                return
-            if ticket in line.tickets:
-                line.tickets.remove(ticket)
-            if not line.tickets and not line.busy:
-                del self._lines[name]
-                return
-        yield from self._give_back(name)
+        """Somebody's slot has come: of a joint, that of every plan."""
+        for part in ticket.parts or (ticket,):
+            name = (part.plan.prefix, part.key)
+            with self._lock:
+                line = self._lines.get(name)
+                if line is None:
+                    continue
+                if part in line.tickets:
+                    line.tickets.remove(part)
+                if not line.tickets and not line.busy:
+                    del self._lines[name]
+                    continue
+            yield from self._give_back(name)
 
     def forget(self, plan: Plan, key: str) -> None:
         """A key was reset: what was promised before does not count any more."""
         with self._lock:
-            line = self._lines.get((plan.prefix, key))
+            line = self._lines.pop((plan.prefix, key), None)
             if line is not None:
                 for ticket in line.tickets:
                     ticket.void = True
