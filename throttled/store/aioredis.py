@@ -239,7 +239,7 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         except asyncio.CancelledError:
             self._detach(ask)
             raise
-        return self._joint_answer(ask.answer, ask.name, ask.call)
+        return self._joint_answer(ask.groups, ask.name, ask.call)
 
     async def undo(self, ticket: Ticket) -> bool:
         """Put back the state before a promise, if nobody came after; says whether it did."""

@@ -327,7 +327,7 @@ class RedisCalls(JointCalls[AskT]):
         """What the answer to a call comes to; a refusal is remembered."""
         found = ask.answer
         if call[0].__class__ is Joint:
-            return self._joint_decided(found, ask.name, call, sent_at, seen)
+            return self._joint_decided(ask.groups, ask.name, call, sent_at, seen)
         if found.__class__ is list and found[0] == 0:  # admitted at once, as most are
             if self._denials.at_hand:
                 self._denials.outdated(call[0], call[1])

@@ -98,6 +98,11 @@ class Ask:
         return names
 
     @property
+    def groups(self) -> Any:
+        """The answer with a list of replies, however many there are."""
+        return self.answer if self.width > 1 else [self.answer]
+
+    @property
     def gone(self) -> bool:
         """Whether nobody waits any more. What is not sent yet then never will be."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ from throttled.store.flight import Ask
 from throttled.store.wire import JointWording
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from throttled.store.connection import ConnectionFactory
     from throttled.store.denials import Denials
@@ -72,67 +72,60 @@ class JointCalls(Generic[AskT]):
         return getattr(self._client, "connection_pool", None) is None
 
     def _joint_answer(
-        self, found: Any, name: bytes, call: JointCall
+        self, groups: Any, name: bytes, call: JointCall
     ) -> tuple[Answer, Ticket | None]:
-        """What the reply to a joint comes to, with a ticket if there is something to give back.
+        """What the replies to a joint come to, with a ticket if there is something to give back.
 
-        Raises what stands in its place.
+        Raises what stands in their place.
         """
-        joint, keys, cost, patience = call
-        if len(joint.members) == 1:
-            found = [found]
-        if not is_list(found) or not is_list(found[0]):
-            error = found[0] if is_list(found) else found
+        joint, _, cost, patience = call
+        if not is_list(groups) or not is_list(groups[0]):
+            error = groups[0] if is_list(groups) else groups
             raise error if isinstance(error, BaseThrottledError) else group_error(name, error)
-        wait = max([float(each[0]) for each in found])
-        if isinstance(keys, str):
-            keys = joint.keys(keys)
+        wait = max([float(each[0]) for each in groups])
         if not cost or wait > patience:
-            return joint_result(wait > 0 and cost > 0, joint, found, cost, None, "server"), None
+            return joint_result(wait > 0 and cost > 0, joint, groups, cost, None, "server"), None
         parts: list[Ticket] = []
-        for plan, key, each, reply in zip(
-            joint.plans, keys, joint.costs(cost), found, strict=False
-        ):
+        for (plan, key, each), reply in zip(_parts(call), groups, strict=False):
             if self._denials.at_hand:
                 self._denials.outdated(plan, key)
             if len(reply) == 6:
                 slot, before, written = reply[3:]
                 parts.append(Ticket(plan, key, each, wait, float(slot), before, written, self))
         if not parts:
-            return joint_result(False, joint, found, cost, None, "server"), None
+            return joint_result(False, joint, groups, cost, None, "server"), None
         ticket = joint_ticket(joint, cost, wait, min(part.slot for part in parts), parts, self)
         if not wait:
-            return joint_result(False, joint, found, cost, None, "server"), ticket
+            return joint_result(False, joint, groups, cost, None, "server"), ticket
         for part in parts:
             self._waiting.add(part)
-        looks = [tuple(map(float, each[:3])) for each in found]
-        return (ticket, wait, looks), ticket
+        return (ticket, wait, _looks(groups)), ticket
 
-    def _joint_reply(self, reply: Any, call: JointCall, sent_at: float, seen: int) -> Answer:
-        """What a reply to a joint alone comes to."""
+    def _joint_reply(self, groups: Any, call: JointCall, sent_at: float, seen: int) -> Answer:
+        """What the replies to a joint alone come to."""
         if call[2] and not self._denials.at_hand:
-            for group in reply:
+            for group in groups:
                 if group.__class__ is not list or group[0] != 0:
                     break
             else:  # admitted at once, as most are
                 result = _new(RateLimitResult)
                 result.limited = False
                 result._plan = call[0]
-                result._seen = reply
+                result._seen = groups
                 result._asked = call[2]
                 result._now = None
                 result._source = "server"
                 return result
-        return self._joint_decided(reply if len(reply) > 1 else reply[0], b"", call, sent_at, seen)
+        return self._joint_decided(groups, b"", call, sent_at, seen)
 
     def _joint_decided(
-        self, found: Any, name: bytes, call: JointCall, sent_at: float, seen: int
+        self, groups: Any, name: bytes, call: JointCall, sent_at: float, seen: int
     ) -> Answer:
-        """What the answer to a joint comes to; a refusal is remembered."""
-        answer, _ = self._joint_answer(found, name, call)
+        """What the replies to a joint come to; a refusal is remembered."""
+        answer, _ = self._joint_answer(groups, name, call)
         joint, key, cost, patience = call
         if patience >= 0.0 and isinstance(answer, RateLimitResult) and answer.limited:
-            looks = [tuple(map(float, each[:3])) for each in answer._seen]
+            looks = _looks(groups)
             wait = max([look[0] for look in looks])
             self._denials.refused(joint, key, cost, sent_at, (None, wait, 0.0, 0.0), seen, looks)
         return answer
@@ -144,21 +137,29 @@ class JointCalls(Generic[AskT]):
         """
         plan, key, cost, patience = call
         if isinstance(plan, Joint):
-            answer, ticket = self._joint_answer(ask.answer, ask.name, call)
+            answer, ticket = self._joint_answer(ask.groups, ask.name, call)
             if not isinstance(answer, RateLimitResult):
                 return ticket, []
             if answer.limited or not cost:
                 return None, []
-            keys = plan.keys(key) if isinstance(key, str) else key
-            costs = plan.costs(cost)
-            return None, [
-                (each, name, -costs[place], None)
-                for place, (each, name) in enumerate(zip(plan.plans, keys, strict=False))
-            ]
+            return None, [(each, name, -taken, None) for each, name, taken in _parts(call)]
         reply = self._replied(ask, call)
         if isinstance(reply[0], Ticket):
             return reply[0], []
         return None, [(plan, key, -cost, None)] if cost and reply[1] <= patience else []
+
+
+def _parts(call: JointCall) -> Iterable[tuple[Plan, str, int]]:
+    """The plans of a call, each with its key and cost."""
+    joint, keys, cost, _ = call
+    if isinstance(keys, str):
+        keys = joint.keys(keys)
+    return zip(joint.plans, keys, joint.costs(cost), strict=False)  # holds have keys as well
+
+
+def _looks(groups: Sequence[Any]) -> list[tuple[float, ...]]:
+    """wait, remaining and reset_after of each reply."""
+    return [tuple(map(float, each[:3])) for each in groups]
 
 
 def _check_slots(names: Sequence[bytes]) -> None:

@@ -241,7 +241,7 @@ class RedisStore(RedisCalls[SyncAsk], Store):
         """Decide a call that has to keep several plans at once: see `Store.admit_all`."""
         call: Any = joint, keys, cost, patience
         ask = self._sent([self._to_ticket(*call)], [call])[0]
-        return self._joint_answer(ask.answer, ask.name, call)
+        return self._joint_answer(ask.groups, ask.name, call)
 
     def undo(self, ticket: Ticket) -> bool:
         """Put back the state before a promise, if nobody came after; says whether it did."""
