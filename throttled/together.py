@@ -16,6 +16,7 @@ from throttled._text import shown
 from throttled.algorithms.plan import LOOK, NOW, Joint, Plan
 from throttled.arguments import Key, check_cost, check_key
 from throttled.exceptions import DataError
+from throttled.hooks import Stopwatch
 from throttled.result import RateLimitResult
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ def all_pairs(pairs: Any, cost: object, slot: object, kind: type[Any]) -> list[P
         checked.append((pair[0], key, check_cost(pair[2]) if len(pair) == 3 else cost))
     if not checked:
         raise DataError("Invalid pairs: [], must be at least one (throttle, key) pair.")
-    stores = {id(throttle.store) for throttle, _, _ in checked}
-    policies = {repr(throttle.on_store_error) for throttle, _, _ in checked}
-    if len(stores) > 1 or len(policies) > 1:
+    first = checked[0][0]
+    if any(
+        throttle.store is not first.store or throttle.on_store_error != first.on_store_error
+        for throttle, _, _ in checked
+    ):
         raise DataError(
             "Invalid pairs: limits that are decided at once must have the same store and the same "
             "on_store_error."
@@ -72,8 +75,13 @@ def limit_all(pairs: Sequence[Pair], patience: float) -> Flow[RateLimitResult]:
             continue
         (counted if throttle.enforce else shadows).append(pair)
     waited = 0.0
+    deciding = Stopwatch()
     while True:
-        result = (yield from _decide_all(counted)) if counted else first._free("exempt")
+        if counted:
+            with deciding:
+                result = yield from _decide_all(counted)
+        else:
+            result = first._free("exempt")
         retry_after = result.state.retry_after if result.limited else 0.0
         wait = retry_after if retry_after == inf else float(round(retry_after * 1e6))
         if not wait or wait > patience or wait == inf:
@@ -86,7 +94,7 @@ def limit_all(pairs: Sequence[Pair], patience: float) -> Flow[RateLimitResult]:
         waited += wait / 1e6
     for throttle, key, cost in counted:
         if throttle._events is not None:
-            yield throttle._events.decided(throttle, key, cost, result, waited)
+            yield throttle._events.decided(throttle, key, cost, result, waited, deciding.seconds)
     if not result.limited:
         for throttle, key, cost in shadows:
             shadow = yield throttle._watched(key, cost, NOW if cost else LOOK)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from throttled.result import RateLimitResult, RateLimitState
 
 __all__ = [
+    "FIELDS",
     "PROBLEM_TYPE",
     "Header",
     "Reset",
@@ -73,7 +74,8 @@ _CONTESTED: Final = [
     ],
     _WAIT,
 ]
-_OURS: Final = frozenset({*_LISTS, *[name for names in _CONTESTED for name in names]})
+#: The fields that `render` may write, in lower case.
+FIELDS: Final = frozenset({*_LISTS, *[name for names in _CONTESTED for name in names]})
 
 _STRING: Final = r'"(?:[^"\\]|\\.)*"'
 _PARAMETER: Final = rf';\ *[a-z*][a-z0-9_.*-]*(?:=(?:{_STRING}|[^;,"]*))?'
@@ -156,7 +158,7 @@ def merge(existing: Iterable[Header], new: Iterable[Header]) -> list[Header]:
     items: name the rules to tell them apart.
     """
     old, added = _named(existing), _named(new)
-    if not _has(old, _OURS):
+    if not _has(old, FIELDS):
         return [header for _, header in (*old, *added)]
     for names in _CONTESTED:
         if _has(old, names) and _has(added, names):

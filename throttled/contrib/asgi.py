@@ -1,0 +1,259 @@
+"""Limits in front of any ASGI application: Starlette, FastAPI, Litestar, Quart or a plain one.
+
+    app = RateLimitMiddleware(
+        app,
+        "100/minute",                                         # every request, by client address
+        rules={"POST /login": "5/minute", "/admin/*": RateLimit("1/s", key=by_user())},
+        exclude=["/health"],
+    )
+
+Requests and responses are passed on message by message, so streams stay streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, Final
+
+from throttled.contrib.headers import FIELDS, Header, Reset, Style, merge
+from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal, Replies
+from throttled.contrib.keys import Incoming
+from throttled.contrib.rules import Rules, Scoped
+from throttled.store.policy import afinished
+
+__all__ = ["RateLimit", "RateLimitMiddleware", "Request", "Response"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Where in the ASGI scope the `Passage` of a request is.
+PASSAGE: Final = "throttled.passage"
+
+_FIELDS: Final = frozenset([name.encode() for name in FIELDS])
+
+# Close codes of WebSockets: RFC 6455, section 7.4.1, and 1013 of its registry.
+_CLOSE_CODES: Final = {429: 1008, 503: 1013, 500: 1011}
+
+
+class RateLimit(BaseRateLimit):
+    """A limit of `RateLimitMiddleware`, where a quota alone does not say enough."""
+
+
+class Request(Incoming):
+    """A request or a WebSocket connection, as functions of `RateLimitMiddleware` are given it."""
+
+    __slots__ = ("scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    @property
+    def peer(self) -> str | None:
+        client = self.scope.get("client")
+        return client[0] if client else None
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = self.scope["headers"]
+        return found
+
+    @property
+    def method(self) -> str:
+        method: str = self.scope.get("method") or "WEBSOCKET"
+        return method
+
+    @property
+    def path(self) -> str:
+        path: str = self.scope["path"]
+        root: str = self.scope.get("root_path", "")
+        # With servers of today the path begins with the root path; of older ones it does not.
+        return path[len(root) :] if root and path.startswith(root + "/") else path
+
+    @property
+    def user(self) -> str | None:
+        # As Starlette's AuthenticationMiddleware leaves it, if that stands before this one.
+        user = self.scope.get("user")
+        if user is None or not getattr(user, "is_authenticated", True):
+            return None
+        for name in ("identity", "id", "username"):
+            try:
+                found = getattr(user, name, None)
+            except NotImplementedError:  # a Starlette user without an identity
+                continue
+            if found is not None:
+                return str(found)
+        return None
+
+
+class Response:
+    """The beginning of a response, as `count_when` is given it."""
+
+    __slots__ = ("headers", "status_code")
+
+    def __init__(self, status_code: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.status_code = status_code
+        #: By name in lower case; the last of several.
+        self.headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers
+        }
+
+
+class RateLimitMiddleware:
+    """Limits requests and WebSocket connections; see the top of this module."""
+
+    def __init__(
+        self,
+        app: App,
+        limit: Any = None,
+        *,
+        rules: Mapping[str, Any] | None = None,
+        exclude: Iterable[str] = (),
+        exempt: Callable[[Request], Any] | None = None,
+        messages: Any = None,
+        headers: Style | None = "ietf",
+        reset: Reset = "delta",
+        problem: Callable[[Request, dict[str, Any]], Any] | None = None,
+        **defaults: Any,
+    ) -> None:
+        """
+        :param limit: what every request has to pass: a quota ("100/minute"), a `RateLimit`, a
+            `throttled.asyncio.Throttled`, or a list of those; None for nothing.
+        :param rules: by pattern (`throttled.contrib.rules`), what matching requests have to pass.
+        :param exclude: patterns of requests that pass uncounted.
+        :param exempt: called with the `Request`, which passes uncounted if it returns true.
+        :param messages: what every inbound message of a WebSocket has to pass. One that waits
+            (`timeout=`) keeps the client waiting; one that refuses closes the connection.
+        :param headers: "ietf", "legacy", "x" or None: see `throttled.contrib.headers`.
+        :param reset: for "x": "delta" or "epoch".
+        :param problem: called with the `Request` and the problem body; returns what to send.
+        :param defaults: what limits made of quotas take besides: `key`, `cost`, `count_when`,
+            `store`, `using`, ...; see `RateLimit`.
+        :raises DataError: for a wrong argument; the message names it.
+        """
+        self.app = app
+        self._rules = Rules(RateLimit, limit, rules, exclude, exempt, **defaults)
+        defaults.pop("count_when", None)  # messages have no response
+        self._messages = Rules(
+            RateLimit, messages, None, exclude, exempt, scope="messages", **defaults
+        )
+        self._replies = Replies(headers, reset, problem)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        passage: Passage | None = scope.get(PASSAGE)
+        outermost = passage is None
+        if passage is None:
+            passage = scope[PASSAGE] = Passage()
+            if kind == "http":
+                send = _telling(send, passage, self._replies)
+        limits = self._rules.of(request)
+        if limits:
+            refusal = await afinished(passage.enter(limits, request, self._rules.exempt))
+            if refusal is not None:
+                await self._refuse(request, receive, send, passage, refusal)
+                return
+        if kind == "websocket":
+            limits = self._messages.of(request)
+            if limits:
+                receive, send = _metered(receive, send, request, limits, self._messages.exempt)
+        try:
+            await self.app(scope, receive, send)
+        except Exception:
+            # Whoever stands outside makes it a 500.
+            if outermost and passage.pending:
+                await afinished(passage.leave(Response(500, ())))
+            raise
+
+    async def _refuse(
+        self, request: Request, receive: Receive, send: Send, passage: Passage, refusal: Refusal
+    ) -> None:
+        kind, body = await afinished(self._replies.body(refusal, request))
+        start: dict[str, Any] = {
+            "type": "http.response.start",
+            "status": refusal.status,
+            "headers": [
+                (b"content-type", kind.encode("latin-1")),
+                (b"content-length", str(len(body)).encode()),
+            ],
+        }
+        answer: list[Message] = [start, {"type": "http.response.body", "body": body}]
+        if request.scope["type"] == "websocket":
+            await receive()  # the client has asked to connect
+            if "websocket.http.response" in (request.scope.get("extensions") or ()):
+                start["headers"] = _merged(start["headers"], passage.headers(self._replies))
+                answer = [{**each, "type": f"websocket.{each['type']}"} for each in answer]
+            else:
+                answer = [_closing(refusal)]
+        for message in answer:
+            await send(message)
+
+
+def _telling(send: Send, passage: Passage, replies: Replies) -> Send:
+    """A `send` that adds what the response tells of the limits, once it is known what counts."""
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if passage.pending and passage.refusal is None:
+                response = Response(message["status"], message.get("headers", ()))
+                await afinished(passage.leave(response))
+            told = passage.headers(replies)
+            if told:
+                message = {**message, "headers": _merged(message.get("headers", ()), told)}
+        await send(message)
+
+    return tell
+
+
+def _merged(
+    existing: Iterable[tuple[bytes, bytes]], told: list[Header]
+) -> list[tuple[bytes, bytes]]:
+    merged = list(existing)
+    if any(name.lower() in _FIELDS for name, _ in merged):
+        texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in merged]
+        told = merge(texts, told)
+        merged = []
+    merged += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in told]
+    return merged
+
+
+def _metered(
+    receive: Receive,
+    send: Send,
+    request: Request,
+    limits: Sequence[Scoped],
+    exempt: Callable[[Any], Any] | None,
+) -> tuple[Receive, Send]:
+    """What receives only messages within the limits, and closes the connection at one beyond."""
+    closed = False
+
+    async def take() -> Message:
+        nonlocal closed
+        message = await receive()
+        if message["type"] != "websocket.receive" or closed:
+            return message
+        refusal = await afinished(Passage().enter(limits, request, exempt))
+        if refusal is None:
+            return message
+        closed = True
+        closing = _closing(refusal)
+        await send(closing)
+        return {"type": "websocket.disconnect", "code": closing["code"], "reason": ""}
+
+    async def give(message: Message) -> None:
+        if not closed:  # else the application has not heard of it yet
+            await send(message)
+
+    return take, give
+
+
+def _closing(refusal: Refusal) -> Message:
+    # A reason has at most 123 bytes: RFC 6455, section 5.5.
+    reason = str(refusal.problem["detail"])[:120]
+    return {"type": "websocket.close", "code": _CLOSE_CODES[refusal.status], "reason": reason}

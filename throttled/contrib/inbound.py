@@ -1,0 +1,459 @@
+"""In front of an application: what every framework's adapter does with a request.
+
+An adapter finds the limits that a request has to pass, makes an `Incoming` of it, and lets a
+`Passage` decide:
+
+    passage = Passage()
+    refusal = finished(passage.enter(limits, request))      # afinished in async code
+    ... the response is to be `replies.refuse(refusal, request)`, or the application's ...
+    finished(passage.leave(response))                       # what does not count goes back
+    headers = merge(headers, passage.headers(replies))
+
+Theory of operation
+-------------------
+* All limits of a request are taken, or none: those that are known together are decided together
+  where the store can, and a limit that refuses later gives back what others have taken before. So
+  the layers of an application (middleware, router, route) share one `Passage` a request.
+* What counts by its outcome (`count_when=`) is taken before the outcome is known and given back
+  after, so that requests at once cannot slip through. While they run, they count.
+* What is not known counts: a response that never came, a `count_when` that failed.
+* Faults are the server's: 500 and a log line that names the function. A store that cannot decide,
+  where the policy is to raise, is 503.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from urllib.parse import quote
+
+from throttled._callables import checked_callable, name_of
+from throttled._text import shown
+from throttled.algorithms.plan import DEFAULT_PREFIX
+from throttled.arguments import check_cost
+from throttled.asyncio.throttled import Throttled as AsyncThrottled
+from throttled.base import BaseThrottled
+from throttled.contrib.headers import (
+    PROBLEM_TYPE,
+    Header,
+    Reset,
+    Style,
+    check_style,
+    merge,
+    problem,
+    render,
+    unavailable,
+)
+from throttled.contrib.identity import client_ip
+from throttled.contrib.keys import Incoming, Key, reader, repr_of
+from throttled.contrib.misuse import Alike, warn_of_workers
+from throttled.exceptions import DataError, LimitedError
+from throttled.outcomes import unheard
+from throttled.quota import check_name
+from throttled.result import RateLimitResult
+from throttled.store.policy import FAILURES, Flow
+from throttled.throttled import Throttled
+
+if TYPE_CHECKING:
+    from throttled.base import Quotas
+
+__all__ = ["BaseRateLimit", "Passage", "Refusal", "Replies"]
+
+logger = logging.getLogger("throttled")
+
+# Nothing was taken where one of these answered.
+_NOTHING_TAKEN: Final = frozenset({"exempt", "disabled", "allowed-by-policy"})
+
+
+class BaseRateLimit:
+    """A limit in front of an application: how much, whom it counts, what a request costs.
+
+    Made of a `Throttled`, which counts under its own prefix wherever it is used, or of a quota, in
+    which case each `scope` (a route, a pattern) has counts of its own.
+    """
+
+    #: Whether it is for async code.
+    _asynchronous: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        limit: BaseThrottled[Any] | Quotas | Callable[[str], Any],
+        *,
+        key: Key | None = None,
+        cost: int | Callable[[Any], Any] = 1,
+        count_when: Callable[[Any], Any] | None = None,
+        exempt: Callable[[Any], Any] | None = None,
+        scope: str | None = None,
+        key_prefix: str = DEFAULT_PREFIX,
+        **options: Any,
+    ) -> None:
+        """
+        :param limit: a `Throttled`, or what its `quota` may be: "100/minute", a list of rules, or
+            a callable that returns any of that for a key.
+        :param key: whom it counts, by default `client_ip()`: what `throttled.contrib.keys` makes,
+            or a callable that is given the request and returns a text.
+        :param cost: what a request takes, or a callable that is given the request.
+        :param count_when: called with the response; a request counts if it returns true.
+        :param exempt: called with the request, which passes uncounted if it returns true.
+        :param scope: limits of one scope, quota and prefix share their counts; by default each
+            route or pattern is one.
+        :param options: what else `Throttled` takes, such as `store`, `using`, `on_store_error`.
+        :raises DataError: for a bad argument; the message names it.
+        """
+        asynchronous = self._asynchronous
+        self.key: Key = client_ip() if key is None else key
+        self._read = reader(self.key, asynchronous)
+        if callable(cost):
+            self.cost: int | Callable[[Any], Any] = checked_callable("cost", cost, asynchronous)
+        else:
+            self.cost = check_cost(cost)
+        self.count_when = _optional("count_when", count_when, asynchronous)
+        self.exempt = _optional("exempt", exempt, asynchronous)
+        if scope is not None:
+            check_name("scope", scope)
+        self.scope = scope
+        self._observers: list[Any] = []
+        self._throttles: dict[str, BaseThrottled[Any]] = {}
+        self._given: BaseThrottled[Any] | None = None
+        if isinstance(limit, BaseThrottled):
+            self._given = self._checked(limit, scope, key_prefix, options)
+        else:
+            self._quota: Any = limit
+            self._prefix = key_prefix
+            self._options = options
+        first = self._given or self._made(key_prefix)
+        #: Where it counts.
+        self.store: Any = first.store
+        # Whether the store may decide it together with others.
+        self._joins = not first.hooks and self.count_when is None
+        self._policy = first.on_store_error
+        warn_of_workers(self.store)
+        self._alike: Alike | None = Alike(repr_of(self.key))
+
+    def _checked(
+        self, given: BaseThrottled[Any], scope: str | None, prefix: str, options: dict[str, Any]
+    ) -> BaseThrottled[Any]:
+        if given._asynchronous is not self._asynchronous:
+            wanted = f"throttled{'.asyncio' * self._asynchronous}"
+            raise DataError(f"Invalid limit: {shown(given)}, must be a Throttled of {wanted}.")
+        more = [*options, *["scope"] * (scope is not None)]
+        if more or prefix != DEFAULT_PREFIX:
+            raise DataError(
+                f"Invalid {', '.join(more or ['key_prefix'])}: a Throttled brings its own; say it "
+                f"there, or give a quota instead."
+            )
+        return given
+
+    def _made(self, prefix: str) -> BaseThrottled[Any]:
+        kind: Any = AsyncThrottled if self._asynchronous else Throttled
+        made: BaseThrottled[Any] = kind(quota=self._quota, key_prefix=prefix, **self._options)
+        for observer in self._observers:
+            made.observe(observer)
+        return made
+
+    def __repr__(self) -> str:
+        limit = repr(self._given) if self._given else shown(self._quota)
+        return f"{type(self).__name__}({limit}, key={repr_of(self.key)})"
+
+    def throttle(self, scope: str = "all") -> Any:
+        """The `Throttled` that counts for a scope, such as "GET /items/{id}": to reset a key, say.
+
+        Its own `scope`, if it has one, comes before.
+        """
+        if self._given is not None:
+            return self._given
+        scope = scope if self.scope is None else self.scope
+        found = self._throttles.get(scope)
+        if found is None:
+            # Braces would mark the part of a key that a cluster hashes.
+            made = self._made(f"{self._prefix}:{quote(scope, safe='/:*|')}")
+            found = self._throttles.setdefault(scope, made)
+        return found
+
+    def observe(self, observer: Any) -> None:
+        """Let an observer hear of its decisions, in every scope: see `Throttled.observe`."""
+        self._observers.append(observer)
+        for throttle in [self._given, *self._throttles.values()]:
+            if throttle is not None:
+                throttle.observe(observer)
+
+    # -- what is read from a request --------------------------------------------------------------
+
+    def ask(self, request: Incoming, scope: str) -> Flow[Ask | None]:
+        """What to ask for a request; None for one that is exempt."""
+        if self.exempt is not None and (yield from called("exempt", self.exempt, request)):
+            return None
+        key: Any
+        try:
+            key = yield self._read(request)
+        except Exception as error:
+            raise FaultError("Key", self.key, "raised", error) from error
+        if not isinstance(key, str) or not key:
+            raise FaultError("Key", self.key, f"returned {shown(key)}, must be a non-empty string")
+        if self._alike is not None and self._alike.over(key, request):
+            self._alike = None
+        cost: Any = self.cost
+        if not isinstance(cost, int):
+            function = cost
+            cost = yield from called("cost", function, request)
+            try:
+                cost = check_cost(cost)
+            except DataError:
+                why = f"returned {shown(cost)}, must be an integer of 0 or more"
+                raise FaultError("Cost", function, why) from None
+        return Ask(self, self.throttle(scope), key, cost)
+
+
+def _optional(what: str, function: Any, asynchronous: bool) -> Any:
+    return None if function is None else checked_callable(what, function, asynchronous)
+
+
+def called(what: str, function: Any, request: Incoming) -> Flow[Any]:
+    """What a function of the application says of a request; raises `FaultError` if it fails."""
+    try:
+        return (yield function(request.native))
+    except Exception as error:
+        raise FaultError(what.capitalize(), function, "raised", error) from error
+
+
+class FaultError(Exception):
+    """A function of the application failed to say what it is there to say."""
+
+    def __init__(
+        self, what: str, function: object, why: str, error: Exception | None = None
+    ) -> None:
+        super().__init__(f"{what} function {repr_of(function)} {why}")
+        self.error = error
+
+
+class Ask(NamedTuple):
+    """What a limit is asked for one request."""
+
+    limit: BaseRateLimit
+    throttle: Any
+    key: str
+    cost: int
+
+
+class Act:
+    """What limits took for a request."""
+
+    __slots__ = ("asks", "reservation", "result")
+
+    def __init__(self, asks: Sequence[Ask], result: RateLimitResult, reservation: Any) -> None:
+        self.asks = asks
+        self.result = result
+        self.reservation = reservation
+
+    @property
+    def pending(self) -> bool:
+        """Whether the response decides if it counts."""
+        return self.reservation is not None and not self.reservation.settled
+
+
+class Refusal(NamedTuple):
+    """Why a request goes no further."""
+
+    #: 429: too many; 503: the store cannot decide; 500: a function of the application failed.
+    status: int
+    #: The problem body of RFC 9457.
+    problem: dict[str, Any]
+    #: Seconds until the same request fits; `math.inf`: never, or not known.
+    retry_after: float
+    #: The decision; None if there is none.
+    result: RateLimitResult | None
+
+
+class Passage:
+    """A request's way through all its limits: what each took, and what the response tells."""
+
+    __slots__ = ("acts", "refusal")
+
+    def __init__(self) -> None:
+        self.acts: list[Act] = []
+        self.refusal: Refusal | None = None
+
+    def enter(
+        self,
+        limits: Iterable[tuple[BaseRateLimit, str]],
+        request: Incoming,
+        exempt: Callable[[Any], Any] | None = None,
+    ) -> Flow[Refusal | None]:
+        """Take from each (limit, scope), or from none and say why."""
+        try:
+            if exempt is not None and (yield from called("exempt", exempt, request)):
+                return None
+            asks: list[Ask] = []
+            for limit, scope in limits:
+                ask = yield from limit.ask(request, scope)
+                if ask is not None:
+                    asks.append(ask)
+            if len(asks) > 1 and _joinable(asks):
+                act = yield from _taken_together(asks)
+                return (yield from self._entered(act))
+            for ask in asks:
+                act = yield from _taken(ask)
+                if (yield from self._entered(act)) is not None:
+                    break
+            return self.refusal
+        except FAILURES as error:
+            logger.error("A request was answered with 503: %s", error)
+            refusal = Refusal(503, unavailable(), inf, None)
+        except FaultError as fault:
+            logger.error("A request was answered with 500: %s", fault, exc_info=fault.error)
+            refusal = Refusal(500, _INTERNAL, inf, None)
+        except Exception as error:
+            names = ", ".join([shown(limit) for limit, _ in limits])
+            logger.error("A request was answered with 500: %s failed", names, exc_info=error)
+            refusal = Refusal(500, _INTERNAL, inf, None)
+        yield from self._undone()
+        self.refusal = refusal
+        return refusal
+
+    def _entered(self, act: Act) -> Flow[Refusal | None]:
+        result = act.result
+        if not result.limited:
+            self.acts.append(act)
+            return None
+        yield from self._undone()
+        self.acts.append(act)
+        body = problem(result)
+        self.refusal = Refusal(body["status"], body, result.state.retry_after, result)
+        return self.refusal
+
+    def _undone(self) -> Flow[None]:
+        """Give back what was taken for a request that is refused."""
+        acts, self.acts = self.acts, []
+        for act in acts:
+            if act.result.source in _NOTHING_TAKEN:
+                continue
+            with unheard("What a refused request had taken could not be given back"):
+                if act.reservation is not None:
+                    yield act.reservation.cancel()
+                    continue
+                for ask in act.asks:
+                    if ask.cost:
+                        yield ask.throttle.refund(ask.key, ask.cost)
+
+    def leave(self, response: Any) -> Flow[None]:
+        """Give back what does not count, by the application's response."""
+        for act in self.acts:
+            if not act.pending:
+                continue
+            ask = act.asks[0]
+            count_when: Any = ask.limit.count_when
+            try:
+                counts: Any = yield count_when(response)
+            except Exception as error:
+                name = name_of(count_when)
+                logger.error("count_when function %s raised; it counts", name, exc_info=error)
+                counts = True
+            if counts:
+                continue
+            with unheard("A request that does not count could not be given back"):
+                yield act.reservation.cancel()
+                act.result = yield ask.throttle.limit(ask.key, 0)
+
+    @property
+    def pending(self) -> bool:
+        """Whether the response decides what counts."""
+        return any(act.pending for act in self.acts)
+
+    def headers(self, replies: Replies) -> list[Header]:
+        """What the response tells of all limits."""
+        told: list[Header] = []
+        for act in self.acts:
+            fields = replies.told(act.result)
+            told = merge(told, fields) if told else fields
+        return told
+
+
+_INTERNAL: Final = {
+    "type": "about:blank",
+    "title": "Internal Server Error",
+    "status": 500,
+    "detail": "The service cannot answer this request.",
+}
+
+
+def _joinable(asks: Sequence[Ask]) -> bool:
+    """Whether the store can decide all at once, with nothing to be done for one alone."""
+    first = asks[0].limit
+    for ask in asks:
+        limit = ask.limit
+        if not limit._joins or limit.store is not first.store or limit._policy != first._policy:
+            return False
+    return len({ask.key for ask in asks}) == 1 or not getattr(first.store, "_clustered", False)
+
+
+def _taken(ask: Ask) -> Flow[Act]:
+    limit, throttle, key, cost = ask
+    if limit.count_when is None or not cost:
+        return Act([ask], (yield throttle.limit(key, cost)), None)
+    try:
+        reservation: Any = yield throttle.reserve(key, cost)
+    except LimitedError as error:
+        refused: Any = error.rate_limit_result
+        return Act([ask], refused, None)
+    return Act([ask], reservation.result, reservation)
+
+
+def _taken_together(asks: Sequence[Ask]) -> Flow[Act]:
+    pairs = [(ask.throttle, ask.key, ask.cost) for ask in asks]
+    timeout = min([ask.throttle.timeout for ask in asks])
+    result: RateLimitResult = yield asks[0].throttle.limit_all(pairs, timeout=timeout)
+    return Act(asks, result, None)
+
+
+class Replies:
+    """How an adapter answers: which headers, and what a refusal says."""
+
+    def __init__(
+        self,
+        headers: Style | None = "ietf",
+        reset: Reset = "delta",
+        problem: Callable[[Any, dict[str, Any]], Any] | None = None,
+        asynchronous: bool = True,
+    ) -> None:
+        """
+        :param headers: "ietf" (`RateLimit-Policy`, `RateLimit`), "legacy" (`RateLimit-Limit`, ...),
+            "x" (`X-RateLimit-Limit`, ...), or None for `Retry-After` alone.
+        :param reset: for "x": seconds from now ("delta") or since the epoch ("epoch").
+        :param problem: called with the request and the problem body; it returns the body to send,
+            as a dict for JSON, or a pair of content type and text.
+        :raises DataError: for an unknown style.
+        """
+        if headers is not None or reset != "delta":
+            check_style(headers, reset)
+        self._style: Style | None = headers
+        self._reset: Reset = reset
+        self._problem = _optional("problem", problem, asynchronous)
+
+    def told(self, result: RateLimitResult) -> list[Header]:
+        """The headers that tell of a decision."""
+        if self._style is not None:
+            return render(result, self._style, reset=self._reset)
+        return (
+            [each for each in render(result) if each[0] == "Retry-After"] if result.limited else []
+        )
+
+    def body(self, refusal: Refusal, request: Incoming) -> Flow[tuple[str, bytes]]:
+        """The content type and body of the response to a refused request."""
+        if self._problem is not None:
+            try:
+                content: Any = yield self._problem(request.native, dict(refusal.problem))
+                if isinstance(content, dict):
+                    return PROBLEM_TYPE, json.dumps(content).encode()
+                kind, text = content
+                return str(kind), text if isinstance(text, bytes) else text.encode()
+            except Exception as error:
+                logger.error(
+                    "Problem function %s failed; it must return a dict, or a pair of content type "
+                    "and text",
+                    name_of(self._problem),
+                    exc_info=error,
+                )
+        return PROBLEM_TYPE, json.dumps(refusal.problem).encode()

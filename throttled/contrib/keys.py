@@ -1,0 +1,234 @@
+"""Whom a limit counts: what tells one caller of an application from another.
+
+Most callers want `client_ip()`, which is what limits count by unless told otherwise, or
+`by_header("X-API-Key")`, `by_user()` and `by_route()`, alone or `combined`. A key may be any
+callable as well that is given the framework's own request and returns a text.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import Any, Final, TypeAlias
+
+from throttled._callables import checked_callable, name_of
+from throttled._text import shown
+from throttled.contrib.identity import ClientIP, Headers, client_ip, hashed, join
+from throttled.exceptions import DataError
+
+__all__ = ["By", "Incoming", "Key", "by_header", "by_route", "by_user", "combined"]
+
+
+class Incoming:
+    """A request, whatever the framework, as what tells callers apart sees it.
+
+    Each framework has its own, which reads a thing when it is asked for.
+    """
+
+    __slots__ = ()
+
+    @property
+    def native(self) -> Any:
+        """The framework's own request, which callables of users are given."""
+        return self
+
+    @property
+    def peer(self) -> str | None:
+        """The address of the other end of the connection; None if there is none."""
+        raise NotImplementedError
+
+    @property
+    def headers(self) -> Headers:
+        """The headers as they came."""
+        raise NotImplementedError
+
+    @property
+    def method(self) -> str:
+        """In upper case; `WEBSOCKET` for a WebSocket, `GRPC` and `MCP` for calls of those."""
+        raise NotImplementedError
+
+    @property
+    def path(self) -> str:
+        """The path within the application, decoded."""
+        raise NotImplementedError
+
+    @property
+    def route(self) -> str:
+        """The path template that it was routed by; its path where that is not known."""
+        return self.path
+
+    @property
+    def user(self) -> str | None:
+        """Who is logged in; None for nobody."""
+        return None
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, its lines joined; None if it did not come."""
+        wanted = name.lower()
+        pairs: Any = self.headers
+        pairs = pairs.items() if hasattr(pairs, "items") else pairs
+        lines = [_text(value) for key, value in pairs if _text(key).lower() == wanted]
+        return ", ".join(lines) if lines else None
+
+
+def _text(part: str | bytes) -> str:
+    return part if isinstance(part, str) else part.decode("latin-1")
+
+
+#: What a key is made of: see `reader`.
+Key: TypeAlias = "By | ClientIP | Callable[[Any], str | Awaitable[str]]"
+_Reader = Callable[[Incoming], Any]
+
+
+class By(ABC):
+    """A key by what every framework knows of a request."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, request: Incoming) -> Any:
+        """The key, or in async code what to await for it."""
+
+
+def reader(key: object, asynchronous: bool) -> _Reader:
+    """What reads a key from a request; `DataError` for what cannot be one."""
+    if isinstance(key, By):
+        return key
+    if isinstance(key, ClientIP):
+        return _address_by(key)
+    if isinstance(key, str) or not callable(key):
+        raise DataError(
+            f"Invalid key: {shown(key)}, must be client_ip(), by_header(...), by_user(), "
+            f"by_route(), combined(...) or a callable that is given the request."
+        )
+    function = checked_callable("key", key, asynchronous)
+    return lambda request: function(request.native)
+
+
+def _address_by(address: ClientIP) -> _Reader:
+    return lambda request: address(request.peer, request.headers)
+
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class _Otherwise(By):
+    """By something that a request may lack."""
+
+    __slots__ = ("_otherwise", "named")
+
+    def __init__(self, otherwise: Key | None) -> None:
+        # What is async is found out when it is called.
+        self._otherwise = reader(client_ip() if otherwise is None else otherwise, True)
+
+    @abstractmethod
+    def _of(self, request: Incoming) -> str | None:
+        """The key; None if the request lacks it."""
+
+    def __call__(self, request: Incoming) -> Any:
+        found = self._of(request)
+        # The bar keeps the two kinds apart, whatever callers call themselves.
+        if found:
+            return join(found)
+        other = self._otherwise(request)
+        return _awaited(["", other]) if isawaitable(other) else join("", other)
+
+
+class _Header(_Otherwise):
+    __slots__ = ("_name", "_secret")
+
+    def __init__(self, name: str, secret: str | bytes | None, otherwise: Key | None) -> None:
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise DataError(f"Invalid header name: {shown(name)}, must be such as 'X-API-Key'.")
+        super().__init__(otherwise)
+        self._name = name
+        self._secret = secret
+        hashed("", secret)  # a bad secret is found now
+
+    def __repr__(self) -> str:
+        return f"by_header({self._name!r})"
+
+    def _of(self, request: Incoming) -> str | None:
+        value = request.header(self._name)
+        return hashed(value, self._secret) if value else None
+
+
+class _User(_Otherwise):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "by_user()"
+
+    def _of(self, request: Incoming) -> str | None:
+        return request.user
+
+
+class _Route(By):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "by_route()"
+
+    def __call__(self, request: Incoming) -> str:
+        return f"{request.method} {request.route}"
+
+
+class _Combined(By):
+    __slots__ = ("_parts", "_readers")
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        if not parts:
+            raise DataError("Invalid parts: got none, must be at least one part of a key.")
+        self._parts = parts
+        self._readers = [reader(part, True) for part in parts]
+
+    def __repr__(self) -> str:
+        return f"combined({', '.join([repr_of(part) for part in self._parts])})"
+
+    def __call__(self, request: Incoming) -> Any:
+        parts = [read(request) for read in self._readers]
+        return _awaited(parts) if any(map(isawaitable, parts)) else join(*parts)
+
+
+async def _awaited(parts: list[Any]) -> str:
+    return join(*[await part if isawaitable(part) else part for part in parts])
+
+
+def repr_of(key: object) -> str:
+    """What a key is called in messages."""
+    return repr(key) if isinstance(key, By | ClientIP) else name_of(key)
+
+
+def by_header(name: str, secret: str | bytes | None = None, *, otherwise: Key | None = None) -> By:
+    """Count by a header such as an API key: by its digest, so that it is seen nowhere.
+
+    With a `secret` it is an HMAC: take one where values could be guessed. A request without the
+    header counts by `otherwise`, by default the client's address; else leaving it out would be a
+    way around the limit. Note that whoever invents a new value has a new limit: check the value, or
+    limit by address as well.
+    """
+    return _Header(name, secret, otherwise)
+
+
+def by_user(*, otherwise: Key | None = None) -> By:
+    """Count by who is logged in, as the framework knows it; nobody by `otherwise`, by default the
+    client's address."""
+    return _User(otherwise)
+
+
+def by_route() -> By:
+    """Count by method and path template (`GET /items/{id}`): all callers together.
+
+    Where the template is not known, as before routing, it is the path itself.
+    """
+    return _Route()
+
+
+def combined(*parts: Key) -> By:
+    """Count by several things at once: `combined(by_user(), by_route())`.
+
+    Different parts make different keys, whatever callers write into them.
+    """
+    return _Combined(parts)
