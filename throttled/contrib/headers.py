@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import lru_cache
 from http import HTTPStatus
 from itertools import count
 from math import ceil, inf
@@ -112,6 +111,16 @@ def render(
         DataError: the style or the reset is unknown, or they do not go together.
     """
     check_style(style, reset)
+    return rendered(result, style, reset, now)
+
+
+def rendered(
+    result: RateLimitResult,
+    style: Style,
+    reset: Reset = "delta",
+    now: Callable[[], float] = time.time,
+) -> list[Header]:
+    """As `render`, of a style that has been checked."""
     if result.source in _UNTOLD:
         return []
     known = result.source not in _UNDECIDED
@@ -245,19 +254,35 @@ def _lists(result: RateLimitResult, known: bool) -> list[Header]:
     headers = [("RateLimit-Policy", field)]
     if known:
         states = result.states
-        items = [
-            f"{name};r={_whole(states[at].remaining)};t={_whole(_window(states[at]))}"
-            for at, name in order
-        ]
+        items: list[str] = []
+        for at, name in order:
+            state = states[at]
+            items.append(f"{name};r={_whole(state.remaining)};t={_whole(_window(state))}")
         headers.append(("RateLimit", ", ".join(items)))
     return headers
 
 
-# The same few rules decide call after call.
-@lru_cache(maxsize=1024)
-def _policy_field(rules: tuple[Rule, ...], first: int) -> tuple[str, list[tuple[int, str]]]:
+_Field = tuple[str, list[tuple[int, str]]]
+
+# The same few rules decide call after call; to hash them would take longer than all the rest.
+_FIELD_OF: Final[dict[tuple[int, int], tuple[tuple[Rule, ...], _Field]]] = {}
+_MOST_FIELDS: Final = 1024
+
+
+def _policy_field(rules: tuple[Rule, ...], first: int) -> _Field:
     """The RateLimit-Policy field with the binding rule first, and in that order each rule's place
     and its name as a structured string."""
+    known = _FIELD_OF.get((id(rules), first))
+    if known is not None and known[0] is rules:
+        return known[1]
+    field = _new_field(rules, first)
+    if len(_FIELD_OF) >= _MOST_FIELDS:
+        _FIELD_OF.clear()
+    _FIELD_OF[id(rules), first] = rules, field
+    return field
+
+
+def _new_field(rules: tuple[Rule, ...], first: int) -> _Field:
     names = [_sf_string(name) for name in _names(rules)]
     order = [first, *[at for at in range(len(rules)) if at != first]]
     items = [

@@ -62,6 +62,9 @@ _DISAGREE: Final = (
     "Let your proxy remove the one that it does not write itself."
 )
 
+# Requests that are looked at for forwarded headers that nobody trusts: proxies send them always.
+_LOOKED_AT: Final = 1000
+
 # Longer than any address with its zone and port; what is longer is neither read nor kept.
 _LONGEST: Final = 100
 _WITH_PORT: Final = re.compile(
@@ -121,7 +124,7 @@ class ClientIP:
     each object, as a warning with its code.
     """
 
-    __slots__ = ("_hops", "_mask", "_networks", "_suffix", "_unsaid")
+    __slots__ = ("_hops", "_mask", "_networks", "_suffix", "_unlooked", "_unsaid")
 
     def __init__(self, networks: tuple[_Network, ...], hops: int, ipv6_prefix: int) -> None:
         self._networks = networks
@@ -129,18 +132,24 @@ class ClientIP:
         self._mask = (1 << 128) - (1 << (128 - ipv6_prefix))
         self._suffix = f"/{ipv6_prefix}" if ipv6_prefix < 128 else ""
         self._unsaid = {_UNTRUSTED, _UNKNOWN_PEER, _TOO_FEW, _DISAGREE}
+        self._unlooked = _LOOKED_AT
 
     def __call__(self, peer: str | None, headers: Headers) -> str:
+        if not self._networks and not self._hops and not self._unlooked:
+            key = _key_of(peer, self._mask, self._suffix) if peer else None
+            return self._key(None) if key is None else key
         here = _address(peer) if peer else None
         if self._trusts(here):
             return self._key(self._client(here, headers))
         # A caller from the internet who sends such headers is no misuse where proxies are named.
         if (
-            _UNTRUSTED in self._unsaid
+            self._unlooked
             and not (self._networks and here is not None and here.is_global)
             and any(_forwarded(headers))
         ):
             self._warn(_UNTRUSTED, here or UNKNOWN)
+            self._unlooked = 1
+        self._unlooked = max(self._unlooked - 1, 0)
         return self._key(here)
 
     def _client(self, here: _Address | None, headers: Headers) -> _Address | None:
@@ -193,9 +202,7 @@ class ClientIP:
         if address is None:
             self._warn(_UNKNOWN_PEER, UNKNOWN)
             return UNKNOWN
-        if isinstance(address, IPv4Address):
-            return str(address)
-        return f"{IPv6Address(int(address) & self._mask)}{self._suffix}"
+        return _grouped(address, self._mask, self._suffix)
 
     def _warn(self, text: str, *values: object) -> None:
         try:
@@ -320,6 +327,19 @@ def _node(element: str) -> str:
 def _address(text: str) -> _Address | None:
     """The address in a text, without port and zone, IPv4-mapped IPv6 as IPv4; None if junk."""
     return _parsed(text.strip(" \t")) if len(text) <= _LONGEST else None
+
+
+@lru_cache(maxsize=1024)
+def _key_of(text: str, mask: int, suffix: str) -> str | None:
+    """The key of a peer's address; None if that is none."""
+    address = _address(text)
+    return None if address is None else _grouped(address, mask, suffix)
+
+
+def _grouped(address: _Address, mask: int, suffix: str) -> str:
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return f"{IPv6Address(int(address) & mask)}{suffix}"
 
 
 @lru_cache(maxsize=1024)

@@ -44,10 +44,10 @@ from throttled.contrib.headers import (
     check_style,
     merge,
     problem,
-    render,
+    rendered,
     unavailable,
 )
-from throttled.contrib.identity import client_ip
+from throttled.contrib.identity import ClientIP, client_ip
 from throttled.contrib.keys import Incoming, Key, reader, repr_of
 from throttled.contrib.misuse import Alike, warn_of_workers
 from throttled.exceptions import DataError, LimitedError
@@ -130,6 +130,8 @@ class BaseRateLimit:
         # Whether the store may decide it together with others.
         self._joins = not first.hooks and self.count_when is None
         self._policy = first.on_store_error
+        # Whether a request says at once what is asked for it: see `at_hand`.
+        self._plain = exempt is None and not callable(cost) and isinstance(self.key, ClientIP)
         warn_of_workers(self.store)
         self._alike: Alike | None = Alike(repr_of(self.key))
 
@@ -181,6 +183,16 @@ class BaseRateLimit:
                 throttle.observe(observer)
 
     # -- what is read from a request --------------------------------------------------------------
+
+    def at_hand(self, request: Incoming, scope: str) -> Ask | None:
+        """What to ask for a request, of a limit as most are; None where `ask` has to find out."""
+        if not self._plain:
+            return None
+        key: str = self._read(request)
+        if self._alike is not None and self._alike.over(key, request):
+            self._alike = None
+        cost: Any = self.cost
+        return Ask(self, self.throttle(scope), key, cost)
 
     def ask(self, request: Incoming, scope: str) -> Flow[Ask | None]:
         """What to ask for a request; None for one that is exempt."""
@@ -243,7 +255,9 @@ class Act:
 
     __slots__ = ("asks", "reservation", "result")
 
-    def __init__(self, asks: Sequence[Ask], result: RateLimitResult, reservation: Any) -> None:
+    def __init__(
+        self, asks: Sequence[Ask], result: RateLimitResult, reservation: Any = None
+    ) -> None:
         self.asks = asks
         self.result = result
         self.reservation = reservation
@@ -288,17 +302,19 @@ class Passage:
                 return None
             asks: list[Ask] = []
             for limit, scope in limits:
-                ask = yield from limit.ask(request, scope)
+                ask = limit.at_hand(request, scope) or (yield from limit.ask(request, scope))
                 if ask is not None:
                     asks.append(ask)
             if len(asks) > 1 and _joinable(asks):
-                act = yield from _taken_together(asks)
-                return (yield from self._entered(act))
-            for ask in asks:
-                act = yield from _taken(ask)
-                if (yield from self._entered(act)) is not None:
-                    break
-            return self.refusal
+                groups = [asks]
+            else:
+                groups = [[ask] for ask in asks]
+            for group in groups:
+                act = yield from _taken(group)
+                if act.result.limited:
+                    return (yield from self._refused(act))
+                self.acts.append(act)
+            return None
         except FAILURES as error:
             logger.error("A request was answered with 503: %s", error)
             refusal = Refusal(503, unavailable(), inf, None)
@@ -313,15 +329,12 @@ class Passage:
         self.refusal = refusal
         return refusal
 
-    def _entered(self, act: Act) -> Flow[Refusal | None]:
-        result = act.result
-        if not result.limited:
-            self.acts.append(act)
-            return None
+    def _refused(self, act: Act) -> Flow[Refusal]:
         yield from self._undone()
         self.acts.append(act)
-        body = problem(result)
-        self.refusal = Refusal(body["status"], body, result.state.retry_after, result)
+        body = problem(act.result)
+        retry_after = act.result.state.retry_after
+        self.refusal = Refusal(body["status"], body, retry_after, act.result)
         return self.refusal
 
     def _undone(self) -> Flow[None]:
@@ -389,23 +402,21 @@ def _joinable(asks: Sequence[Ask]) -> bool:
     return len({ask.key for ask in asks}) == 1 or not getattr(first.store, "_clustered", False)
 
 
-def _taken(ask: Ask) -> Flow[Act]:
-    limit, throttle, key, cost = ask
+def _taken(asks: Sequence[Ask]) -> Flow[Act]:
+    """One decision about the asks, which are several only where the store can."""
+    limit, throttle, key, cost = asks[0]
+    if len(asks) > 1:
+        pairs = [(ask.throttle, ask.key, ask.cost) for ask in asks]
+        timeout = min([ask.throttle.timeout for ask in asks])
+        return Act(asks, (yield throttle.limit_all(pairs, timeout=timeout)))
     if limit.count_when is None or not cost:
-        return Act([ask], (yield throttle.limit(key, cost)), None)
+        return Act(asks, (yield throttle.limit(key, cost)))
     try:
         reservation: Any = yield throttle.reserve(key, cost)
     except LimitedError as error:
         refused: Any = error.rate_limit_result
-        return Act([ask], refused, None)
-    return Act([ask], reservation.result, reservation)
-
-
-def _taken_together(asks: Sequence[Ask]) -> Flow[Act]:
-    pairs = [(ask.throttle, ask.key, ask.cost) for ask in asks]
-    timeout = min([ask.throttle.timeout for ask in asks])
-    result: RateLimitResult = yield asks[0].throttle.limit_all(pairs, timeout=timeout)
-    return Act(asks, result, None)
+        return Act(asks, refused)
+    return Act(asks, reservation.result, reservation)
 
 
 class Replies:
@@ -435,9 +446,11 @@ class Replies:
     def told(self, result: RateLimitResult) -> list[Header]:
         """The headers that tell of a decision."""
         if self._style is not None:
-            return render(result, self._style, reset=self._reset)
+            return rendered(result, self._style, self._reset)
         return (
-            [each for each in render(result) if each[0] == "Retry-After"] if result.limited else []
+            [each for each in rendered(result, "ietf") if each[0] == "Retry-After"]
+            if result.limited
+            else []
         )
 
     def body(self, refusal: Refusal, request: Incoming) -> Flow[tuple[str, bytes]]:
