@@ -13,7 +13,7 @@ Requests and responses are passed on message by message, so streams stay streams
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from throttled.contrib.headers import FIELDS, Header, Reset, Style, merge
 from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal, Replies
@@ -104,6 +104,9 @@ class Response:
 class RateLimitMiddleware:
     """Limits requests and WebSocket connections; see the top of this module."""
 
+    #: What functions of the application are given, by its `native`.
+    _incoming: ClassVar[type[Request]] = Request
+
     def __init__(
         self,
         app: App,
@@ -146,7 +149,7 @@ class RateLimitMiddleware:
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        request = Request(scope)
+        request = self._incoming(scope)
         passage: Passage | None = scope.get(PASSAGE)
         outermost = passage is None
         if passage is None:
@@ -200,7 +203,7 @@ def _telling(send: Send, passage: Passage, replies: Replies) -> Send:
 
     async def tell(message: Message) -> None:
         if message["type"] == "http.response.start":
-            if passage.pending and passage.refusal is None:
+            if passage.pending:
                 response = Response(message["status"], message.get("headers", ()))
                 await afinished(passage.leave(response))
             told = passage.headers(replies)
@@ -215,10 +218,12 @@ def _merged(
     existing: Iterable[tuple[bytes, bytes]], told: list[Header]
 ) -> list[tuple[bytes, bytes]]:
     merged = list(existing)
-    if any(name.lower() in _FIELDS for name, _ in merged):
-        texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in merged]
-        told = merge(texts, told)
-        merged = []
+    for name, _ in merged:
+        if name.lower() in _FIELDS:
+            texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in merged]
+            told = merge(texts, told)
+            merged = []
+            break
     merged += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in told]
     return merged
 

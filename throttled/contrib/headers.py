@@ -245,6 +245,14 @@ def unavailable(retry_after: float = inf) -> dict[str, Any]:
 
 
 def _lists(result: RateLimitResult, known: bool) -> list[Header]:
+    plan = getattr(result, "_plan", None)
+    if known and plan is not None and plan.kind != "joint":
+        # One rule, as with most limits: what the store replied is all that is needed of it.
+        _, wait, remaining, reset_after = result.reply()
+        field, order = _policy_field(plan.rules, 0)
+        left = wait if 0.0 < wait < inf else reset_after
+        item = f"{order[0][1]};r={int(remaining)};t={_whole(left / 1e6)}"
+        return [("RateLimit-Policy", field), ("RateLimit", item)]
     if result.rules:
         field, order = _policy_field(result.rules, result.binding)
     else:

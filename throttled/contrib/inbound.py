@@ -125,6 +125,7 @@ class BaseRateLimit:
             self._prefix = key_prefix
             self._options = options
         first = self._given or self._made(key_prefix)
+        self._amount = _amount(first)
         #: Where it counts.
         self.store: Any = first.store
         # Whether the store may decide it together with others.
@@ -170,8 +171,10 @@ class BaseRateLimit:
         scope = scope if self.scope is None else self.scope
         found = self._throttles.get(scope)
         if found is None:
-            # Braces would mark the part of a key that a cluster hashes.
-            made = self._made(f"{self._prefix}:{quote(scope, safe='/:*|')}")
+            # With the quota, as the layers of an application often limit one scope: those of one
+            # period would share their keys. Braces would mark what a cluster hashes of a key.
+            named = quote(f"{scope}:{self._amount}", safe="/:*|")
+            made = self._made(f"{self._prefix}:{named}")
             found = self._throttles.setdefault(scope, made)
         return found
 
@@ -192,7 +195,7 @@ class BaseRateLimit:
         if self._alike is not None and self._alike.over(key, request):
             self._alike = None
         cost: Any = self.cost
-        return Ask(self, self.throttle(scope), key, cost)
+        return self, self.throttle(scope), key, cost
 
     def ask(self, request: Incoming, scope: str) -> Flow[Ask | None]:
         """What to ask for a request; None for one that is exempt."""
@@ -216,7 +219,15 @@ class BaseRateLimit:
             except DataError:
                 why = f"returned {shown(cost)}, must be an integer of 0 or more"
                 raise FaultError("Cost", function, why) from None
-        return Ask(self, self.throttle(scope), key, cost)
+        return self, self.throttle(scope), key, cost
+
+
+def _amount(throttle: BaseThrottled[Any]) -> str:
+    """How much a limit admits, as its keys say it: the same in every process."""
+    if throttle._terms is None:
+        resolve = throttle._quota
+        return str(getattr(resolve, "__qualname__", type(resolve).__qualname__))
+    return "; ".join([str(rule.quota) for rule in throttle.rules])
 
 
 def _optional(what: str, function: Any, asynchronous: bool) -> Any:
@@ -241,13 +252,8 @@ class FaultError(Exception):
         self.error = error
 
 
-class Ask(NamedTuple):
-    """What a limit is asked for one request."""
-
-    limit: BaseRateLimit
-    throttle: Any
-    key: str
-    cost: int
+#: What is asked for one request: the limit, the `Throttled` that counts, the key and the cost.
+Ask = tuple[BaseRateLimit, Any, str, int]
 
 
 class Act:
@@ -284,10 +290,12 @@ class Refusal(NamedTuple):
 class Passage:
     """A request's way through all its limits: what each took, and what the response tells."""
 
-    __slots__ = ("acts", "refusal")
+    __slots__ = ("acts", "pending", "refusal")
 
     def __init__(self) -> None:
         self.acts: list[Act] = []
+        #: Whether the response decides what counts.
+        self.pending = False
         self.refusal: Refusal | None = None
 
     def enter(
@@ -303,17 +311,23 @@ class Passage:
             asks: list[Ask] = []
             for limit, scope in limits:
                 ask = limit.at_hand(request, scope) or (yield from limit.ask(request, scope))
-                if ask is not None:
+                if ask is not None and not ((self.acts or asks) and self._asked(ask, asks)):
                     asks.append(ask)
             if len(asks) > 1 and _joinable(asks):
-                groups = [asks]
-            else:
-                groups = [[ask] for ask in asks]
-            for group in groups:
-                act = yield from _taken(group)
+                act = yield from _taken_together(asks)
                 if act.result.limited:
                     return (yield from self._refused(act))
-                self.acts.append(act)
+                self._passed(act)
+                return None
+            for ask in asks:
+                limit, throttle, key, cost = ask
+                if limit.count_when is None or not cost:
+                    act = Act((ask,), (yield throttle.limit(key, cost)))
+                else:
+                    act = yield from _reserved(ask)
+                if act.result.limited:
+                    return (yield from self._refused(act))
+                self._passed(act)
             return None
         except FAILURES as error:
             logger.error("A request was answered with 503: %s", error)
@@ -329,6 +343,16 @@ class Passage:
         self.refusal = refusal
         return refusal
 
+    def _asked(self, ask: Ask, asks: Sequence[Ask]) -> bool:
+        """Whether another layer has asked just that: once is meant, not twice."""
+        asked = [*asks, *[each for act in self.acts for each in act.asks]]
+        return any(_same(ask, other) for other in asked)
+
+    def _passed(self, act: Act) -> None:
+        self.acts.append(act)
+        if act.reservation is not None:
+            self.pending = True
+
     def _refused(self, act: Act) -> Flow[Refusal]:
         yield from self._undone()
         self.acts.append(act)
@@ -340,6 +364,7 @@ class Passage:
     def _undone(self) -> Flow[None]:
         """Give back what was taken for a request that is refused."""
         acts, self.acts = self.acts, []
+        self.pending = False
         for act in acts:
             if act.result.source in _NOTHING_TAKEN:
                 continue
@@ -347,17 +372,18 @@ class Passage:
                 if act.reservation is not None:
                     yield act.reservation.cancel()
                     continue
-                for ask in act.asks:
-                    if ask.cost:
-                        yield ask.throttle.refund(ask.key, ask.cost)
+                for _, throttle, key, cost in act.asks:
+                    if cost:
+                        yield throttle.refund(key, cost)
 
     def leave(self, response: Any) -> Flow[None]:
         """Give back what does not count, by the application's response."""
+        self.pending = False
         for act in self.acts:
             if not act.pending:
                 continue
-            ask = act.asks[0]
-            count_when: Any = ask.limit.count_when
+            limit, throttle, key, _ = act.asks[0]
+            count_when: Any = limit.count_when
             try:
                 counts: Any = yield count_when(response)
             except Exception as error:
@@ -368,12 +394,7 @@ class Passage:
                 continue
             with unheard("A request that does not count could not be given back"):
                 yield act.reservation.cancel()
-                act.result = yield ask.throttle.limit(ask.key, 0)
-
-    @property
-    def pending(self) -> bool:
-        """Whether the response decides what counts."""
-        return any(act.pending for act in self.acts)
+                act.result = yield throttle.limit(key, 0)
 
     def headers(self, replies: Replies) -> list[Header]:
         """What the response tells of all limits."""
@@ -392,31 +413,49 @@ _INTERNAL: Final = {
 }
 
 
+def _same(one: Ask, other: Ask) -> bool:
+    """Whether two layers ask the same of the same counts."""
+    limit, throttle, *asked = one
+    limit2, throttle2, *asked2 = other
+    if asked != asked2 or limit.count_when != limit2.count_when:
+        return False
+    if throttle is throttle2:
+        return True
+    return (
+        limit._given is None
+        and limit2._given is None
+        and limit.store is limit2.store
+        # The prefix says the quota as well, but for a callable only its name.
+        and throttle._prefix == throttle2._prefix
+        and throttle._using == throttle2._using
+        and (throttle._terms is not None or limit._quota is limit2._quota)
+    )
+
+
 def _joinable(asks: Sequence[Ask]) -> bool:
     """Whether the store can decide all at once, with nothing to be done for one alone."""
-    first = asks[0].limit
-    for ask in asks:
-        limit = ask.limit
+    first = asks[0][0]
+    for limit, *_ in asks:
         if not limit._joins or limit.store is not first.store or limit._policy != first._policy:
             return False
-    return len({ask.key for ask in asks}) == 1 or not getattr(first.store, "_clustered", False)
+    keys = {key for _, _, key, _ in asks}
+    return len(keys) == 1 or not getattr(first.store, "_clustered", False)
 
 
-def _taken(asks: Sequence[Ask]) -> Flow[Act]:
-    """One decision about the asks, which are several only where the store can."""
-    limit, throttle, key, cost = asks[0]
-    if len(asks) > 1:
-        pairs = [(ask.throttle, ask.key, ask.cost) for ask in asks]
-        timeout = min([ask.throttle.timeout for ask in asks])
-        return Act(asks, (yield throttle.limit_all(pairs, timeout=timeout)))
-    if limit.count_when is None or not cost:
-        return Act(asks, (yield throttle.limit(key, cost)))
+def _taken_together(asks: Sequence[Ask]) -> Flow[Act]:
+    pairs = [(throttle, key, cost) for _, throttle, key, cost in asks]
+    timeout = min([throttle.timeout for _, throttle, _, _ in asks])
+    return Act(asks, (yield asks[0][1].limit_all(pairs, timeout=timeout)))
+
+
+def _reserved(ask: Ask) -> Flow[Act]:
+    _, throttle, key, cost = ask
     try:
         reservation: Any = yield throttle.reserve(key, cost)
     except LimitedError as error:
         refused: Any = error.rate_limit_result
-        return Act(asks, refused)
-    return Act(asks, reservation.result, reservation)
+        return Act((ask,), refused)
+    return Act((ask,), reservation.result, reservation)
 
 
 class Replies:

@@ -60,8 +60,8 @@ class Incoming:
         return self.path
 
     @property
-    def user(self) -> str | None:
-        """Who is logged in; None for nobody."""
+    def user(self) -> str | Awaitable[str | None] | None:
+        """Who is logged in, in async code also what to await for it; None for nobody."""
         return None
 
     def header(self, name: str) -> str | None:
@@ -124,11 +124,21 @@ class _Otherwise(By):
         self._otherwise = reader(client_ip() if otherwise is None else otherwise, True)
 
     @abstractmethod
-    def _of(self, request: Incoming) -> str | None:
-        """The key; None if the request lacks it."""
+    def _of(self, request: Incoming) -> str | Awaitable[str | None] | None:
+        """The key, in async code also what to await for it; None if the request lacks it."""
 
     def __call__(self, request: Incoming) -> Any:
         found = self._of(request)
+        if isawaitable(found):
+            return self._later(found, request)
+        return self._key(found, request)
+
+    async def _later(self, found: Awaitable[str | None], request: Incoming) -> str:
+        key = self._key(await found, request)
+        text: str = await key if isawaitable(key) else key
+        return text
+
+    def _key(self, found: str | None, request: Incoming) -> Any:
         # The bar keeps the two kinds apart, whatever callers call themselves.
         if found:
             return join(found)
@@ -161,7 +171,7 @@ class _User(_Otherwise):
     def __repr__(self) -> str:
         return "by_user()"
 
-    def _of(self, request: Incoming) -> str | None:
+    def _of(self, request: Incoming) -> str | Awaitable[str | None] | None:
         return request.user
 
 

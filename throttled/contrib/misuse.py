@@ -32,6 +32,9 @@ _ONE_BUCKET: Final = (
 # Requests before it is said that all count under one key.
 _ALIKE: Final = 100
 
+# Requests from one address after which nobody else is expected.
+_WATCHED: Final = 10_000
+
 # What servers are told of their workers, on the command line or by variables.
 _SERVERS: Final = re.compile(r"uvicorn|gunicorn|hypercorn|granian|fastapi")
 _WORKERS: Final = re.compile(r"(?:^|\s)(?:--workers|-w)[=\s]*(\d+)\b")
@@ -88,6 +91,6 @@ class Alike:
             self._peers_differ = request.peer != self._peer
         self._count += 1
         if self._count < _ALIKE or not self._peers_differ:
-            return False
+            return self._count >= _WATCHED
         logger.warning(_ONE_BUCKET, self._count, shown(key), self._name)
         return True

@@ -1,0 +1,1 @@
+"""Requests per second of one route, bare and behind limiters: `make bench-web`."""
