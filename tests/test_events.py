@@ -92,8 +92,8 @@ def test_each_event_has_its_callback(flavour: Flavour) -> None:
         ]
 
 
-def test_an_event_has_six_names_and_cannot_be_changed() -> None:
-    names = ["key", "cost", "result", "wait", "error", "throttle"]
+def test_an_event_has_seven_names_and_cannot_be_changed() -> None:
+    names = ["key", "cost", "result", "wait", "error", "throttle", "took"]
     assert [each.name for each in fields(Event)] == names
     event = Event("key", 1, ALLOWED, 0.0, None, THROTTLE)
     with pytest.raises(FrozenInstanceError):

@@ -28,7 +28,17 @@ from throttled.arguments import (
     wait_of,
 )
 from throttled.exceptions import DataError, SetUpError
-from throttled.hooks import Event, HookContext, checked_events, checked_hooks, store_type_of
+from throttled.hooks import (
+    Event,
+    Events,
+    HookContext,
+    Observer,
+    Stopwatch,
+    checked_events,
+    checked_hooks,
+    checked_observer,
+    store_type_of,
+)
 from throttled.outcomes import nothing_taken, served, shadowed
 from throttled.quota import (
     MAX_LIMIT,
@@ -49,6 +59,7 @@ from throttled.store.base import (
     Store,
     Ticket,
     misplaced,
+    new_lock,
 )
 from throttled.store.memory import MemoryStore
 from throttled.store.policy import FAILURES, Flow, Policy, Word
@@ -57,6 +68,8 @@ from throttled.tiers import Tiers
 StoreT = TypeVar("StoreT")
 
 logger = logging.getLogger("throttled")
+
+_observing = new_lock()
 
 #: What says how much: a quota or its text, a rule, or several of them.
 Quotas: TypeAlias = "Quota | str | Rule | Iterable[Quota | str | Rule]"
@@ -285,10 +298,28 @@ class BaseThrottled(Generic[StoreT]):
                 for rule, plan in zip(rules, plans, strict=True)
             ]
             plan = make_joint(plans, named, [hold_plan(self._prefix)] if self.hold else [])
-        report = self._report if self._events is not None and self._events.on_error else None
+        return self._terms_by(plan)
+
+    def _terms_by(self, plan: Plan | Joint) -> Terms:
+        report = self._report if self._events is not None and self._events.hear_errors else None
         return Terms(
             plan, Policy(self.store, plan, self.on_store_error, self._asynchronous, report)
         )
+
+    def observe(self, observer: Observer) -> None:
+        """Let an observer hear of every call from now on, as often as this is said: once.
+
+        Raises `DataError` for what is no instance of `throttled.hooks.Observer`.
+        """
+        checked_observer(observer)
+        with _observing:
+            self._events = (self._events or Events(self._asynchronous)).heard_by(observer)
+            # The terms were made when nobody listened to failures of the store.
+            if self._terms is None:
+                self._set_quota(self._quota)
+            else:
+                self._terms = self._terms_by(self._terms.plan)
+                self._bind()
 
     def _report(self, key: str, cost: int, error: Exception) -> Any:
         """A store has failed."""
@@ -445,12 +476,15 @@ class BaseThrottled(Generic[StoreT]):
         """Sleep, by a store's clock."""
         raise NotImplementedError
 
-    def _watch(self, key: str, cost: int, patience: float, taken: Taken) -> Flow[RateLimitResult]:
+    def _watch(
+        self, key: str, cost: int, patience: float, taken: Taken, deciding: Stopwatch
+    ) -> Flow[RateLimitResult]:
         """A decision, with whom it exempts and what it only pretends."""
         if self.exempt is not None and (yield self.exempt(key)):
             return self._free("exempt")
         try:
-            answer = yield from self._asked(key, cost, patience, taken)
+            with deciding:
+                answer = yield from self._asked(key, cost, patience, taken)
             if isinstance(answer, RateLimitResult):
                 result = answer
             elif self.enforce:
@@ -473,11 +507,13 @@ class BaseThrottled(Generic[StoreT]):
             shadowed(result)
         return result
 
-    def _told(self, key: str, cost: int, result: RateLimitResult, taken: Taken) -> Any:
+    def _told(
+        self, key: str, cost: int, result: RateLimitResult, taken: Taken, deciding: Stopwatch
+    ) -> Any:
         """A decision is over, hooks and all."""
         if self._events is None:
             return None
-        return self._events.decided(self, key, cost, result, taken.waited)
+        return self._events.decided(self, key, cost, result, taken.waited, deciding.seconds)
 
     def _context(self, key: str, cost: int) -> HookContext:
         """What hooks are told of a call."""
@@ -505,8 +541,10 @@ class BaseThrottled(Generic[StoreT]):
             else:
                 terms = yield from self._terms_of(key)
                 groups.setdefault(id(terms), (terms, []))[1].append(place)
+        deciding = Stopwatch()
         for terms, places in groups.values():
-            answers = yield from terms.policy.outcomes([asked[place] for place in places])
+            with deciding:
+                answers = yield from terms.policy.outcomes([asked[place] for place in places])
             for place, answer in zip(places, answers, strict=True):
                 outcomes[place] = answer
         for place, (key, cost) in enumerate(asked):
@@ -517,5 +555,6 @@ class BaseThrottled(Generic[StoreT]):
                 if not self.enforce and outcome.source != "exempt":
                     shadowed(outcome)
                 if self._events is not None:
-                    yield self._events.decided(self, key, cost, outcome)
+                    took = 0.0 if outcome.source == "exempt" else deciding.seconds
+                    yield self._events.decided(self, key, cost, outcome, took=took)
         return outcomes

@@ -1,4 +1,4 @@
-"""Code of users around decisions: hooks, which wrap them, and events, which hear of them.
+"""Code of users around decisions: hooks, which wrap them; events and observers, which hear of them.
 
 Hooks: the rules
 ----------------
@@ -17,9 +17,10 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from inspect import isawaitable
+from time import perf_counter
 from typing import Any, ClassVar
 
 from throttled._callables import checked_callable, is_async, name_of
@@ -28,7 +29,7 @@ from throttled.exceptions import DataError
 from throttled.once import Once
 from throttled.result import RateLimitResult
 
-__all__ = ["Event", "Hook", "HookContext"]
+__all__ = ["Event", "Hook", "HookContext", "Observer"]
 
 logger = logging.getLogger("throttled")
 
@@ -161,7 +162,7 @@ def _check_hook(hook: object, asynchronous: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What `on_allow`, `on_deny`, `on_error` and `on_wait` are called with."""
+    """What `on_allow`, `on_deny`, `on_error`, `on_wait` and observers are called with."""
 
     key: str
     cost: int
@@ -173,6 +174,62 @@ class Event:
     error: Exception | None
     #: The `Throttled` that was called.
     throttle: Any
+    #: Seconds that the stores took to decide, waiting not included; of calls decided at once, all
+    #: of them together. 0 where nothing was decided: with `on_error` and `on_wait`, and of exempt
+    #: keys.
+    took: float = field(default=0.0, compare=False)
+
+
+class Observer:
+    """Hears of all calls of a `Throttled` of either flavour: `throttle.observe(observer)`.
+
+        class Refusals(Observer):
+            count = 0
+
+            def decided(self, event):
+                self.count += event.result.limited
+
+    Override what is wanted. The methods are plain, in async code too. They are called in the path
+    of the call, by any thread, and must not block. One that raises is logged, and changes nothing.
+    """
+
+    def decided(self, event: Event) -> None:
+        """A call was admitted or refused: `on_allow` and `on_deny`. `event.result` says which."""
+
+    def waits(self, event: Event) -> None:
+        """A call is going to wait: `on_wait`."""
+
+    def failed(self, event: Event) -> None:
+        """A store could not decide a call, whatever is done instead: `on_error`."""
+
+
+def checked_observer(observer: Any) -> Observer:
+    """An observer; `DataError` for a class, for what is none, and for one with async methods."""
+    if isinstance(observer, type) or not isinstance(observer, Observer):
+        raise DataError(
+            f"Invalid observer: {shown(observer)}, must be an instance of throttled.hooks.Observer."
+        )
+    for method in (observer.decided, observer.waits, observer.failed):
+        if is_async(method):
+            raise DataError(
+                f"Invalid observer: {name_of(method)} is async, must be plain, in async code too."
+            )
+    return observer
+
+
+class Stopwatch:
+    """Adds up the seconds that its `with` blocks take."""
+
+    __slots__ = ("_began", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += perf_counter() - self._began
 
 
 #: What an event is told to; in async code it may be a coroutine function.
@@ -180,13 +237,13 @@ Callback = Callable[[Event], Any]
 
 
 class Events:
-    """The callbacks of a `Throttled`. Made by `checked_events`.
+    """The callbacks of a `Throttled`, made by `checked_events`, and its observers.
 
-    Each method tells of one event. A callback that fails is logged, and changes nothing. What a
-    method returns is None, or in async code what there is to await.
+    Each method tells of one event, the observers first. One that fails is logged, and changes
+    nothing. What a method returns is None, or in async code what there is to await.
     """
 
-    __slots__ = ("_asynchronous", "on_allow", "on_deny", "on_error", "on_wait")
+    __slots__ = ("_asynchronous", "observers", "on_allow", "on_deny", "on_error", "on_wait")
 
     def __init__(
         self,
@@ -195,43 +252,77 @@ class Events:
         on_deny: Callback | None = None,
         on_error: Callback | None = None,
         on_wait: Callback | None = None,
+        observers: tuple[Observer, ...] = (),
     ) -> None:
         self._asynchronous = asynchronous
         self.on_allow = on_allow
         self.on_deny = on_deny
         self.on_error = on_error
         self.on_wait = on_wait
+        self.observers = observers
+
+    def heard_by(self, observer: Observer) -> Events:
+        """The same with one more observer, if it is not among them."""
+        if any(observer is each for each in self.observers):
+            return self
+        callbacks = self.on_allow, self.on_deny, self.on_error, self.on_wait
+        return Events(self._asynchronous, *callbacks, (*self.observers, observer))
+
+    @property
+    def hear_errors(self) -> bool:
+        """Whether anybody listens to `failed`."""
+        return self.on_error is not None or bool(self.observers)
 
     def decided(
-        self, throttle: Any, key: str, cost: int, result: RateLimitResult, waited: float = 0.0
+        self,
+        throttle: Any,
+        key: str,
+        cost: int,
+        result: RateLimitResult,
+        waited: float = 0.0,
+        took: float = 0.0,
     ) -> Awaitable[None] | None:
-        """A call was admitted or refused, after waiting for so many seconds."""
+        """A call was admitted or refused, after waiting and after deciding for so many seconds."""
         callback = self.on_deny if result.limited else self.on_allow
-        if callback is None:
+        if callback is None and not self.observers:
             return None
-        return self._tell(callback, Event(key, cost, result, waited, None, throttle))
+        event = Event(key, cost, result, waited, None, throttle, took)
+        for observer in self.observers:
+            _observe(observer.decided, event)
+        return self._tell(callback, event)
 
     def failed(
         self, throttle: Any, key: str, cost: int, error: Exception, waited: float = 0.0
     ) -> Awaitable[None] | None:
         """A store could not decide a call, whatever is done instead."""
-        if self.on_error is None:
-            return None
-        return self._tell(self.on_error, Event(key, cost, None, waited, error, throttle))
+        event = Event(key, cost, None, waited, error, throttle)
+        for observer in self.observers:
+            _observe(observer.failed, event)
+        return self._tell(self.on_error, event)
 
     def waits(self, throttle: Any, key: str, cost: int, wait: float) -> Awaitable[None] | None:
         """A call is going to wait for so many seconds."""
-        if self.on_wait is None:
-            return None
-        return self._tell(self.on_wait, Event(key, cost, None, wait, None, throttle))
+        event = Event(key, cost, None, wait, None, throttle)
+        for observer in self.observers:
+            _observe(observer.waits, event)
+        return self._tell(self.on_wait, event)
 
-    def _tell(self, callback: Callback, event: Event) -> Awaitable[None] | None:
+    def _tell(self, callback: Callback | None, event: Event) -> Awaitable[None] | None:
+        if callback is None:
+            return None
         try:
             said = callback(event)
         except Exception as error:
             _log_callback(callback, error)
             return None
         return _heard(callback, said) if self._asynchronous and isawaitable(said) else None
+
+
+def _observe(method: Callable[[Event], None], event: Event) -> None:
+    try:
+        method(event)
+    except Exception as error:
+        logger.error("Observer %s failed", name_of(method), exc_info=error)
 
 
 async def _heard(callback: Callback, said: Awaitable[Any]) -> None:

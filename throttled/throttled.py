@@ -14,7 +14,7 @@ from throttled.arguments import checked_calls, wait_of
 from throttled.base import BaseThrottled, Terms
 from throttled.decorator import limited
 from throttled.exceptions import LimitedError
-from throttled.hooks import run_hooks
+from throttled.hooks import Stopwatch, run_hooks
 from throttled.outcomes import results_of, unheard
 from throttled.pacing import Paced
 from throttled.quota import MAX_LIMIT
@@ -220,15 +220,16 @@ class Throttled(BaseThrottled[Store]):
         self, key: str, cost: int, patience: float, taken: Taken | None = None
     ) -> RateLimitResult:
         left = Taken() if taken is None else taken
+        deciding = Stopwatch()
 
         def decide() -> RateLimitResult:
-            return finished(self._watch(key, cost, patience, left))
+            return finished(self._watch(key, cost, patience, left, deciding))
 
         if self.hooks:
             result = run_hooks(self.hooks, decide, self._context(key, cost))
         else:
             result = decide()
-        self._told(key, cost, result, left)
+        self._told(key, cost, result, left, deciding)
         return result
 
     def _wait(self, ticket: Ticket) -> None:

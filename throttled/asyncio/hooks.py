@@ -6,11 +6,11 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from throttled.hooks import AnyHook, Event, HookContext, log_raised, log_returned
+from throttled.hooks import AnyHook, Event, HookContext, Observer, log_raised, log_returned
 from throttled.once import AsyncOnce
 from throttled.result import RateLimitResult
 
-__all__ = ["Event", "Hook", "HookContext"]
+__all__ = ["Event", "Hook", "HookContext", "Observer"]
 
 
 class Hook(AnyHook):

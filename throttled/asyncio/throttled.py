@@ -20,6 +20,7 @@ from throttled.asyncio.reservation import Reservation, Reserving
 from throttled.base import BaseThrottled, Terms
 from throttled.decorator import alimited
 from throttled.exceptions import LimitedError
+from throttled.hooks import Stopwatch
 from throttled.outcomes import results_of, unheard
 from throttled.pacing import AsyncPaced
 from throttled.quota import MAX_LIMIT
@@ -229,15 +230,16 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         self, key: str, cost: int, patience: float, taken: Taken | None = None
     ) -> RateLimitResult:
         left = Taken() if taken is None else taken
+        deciding = Stopwatch()
 
         async def decide() -> RateLimitResult:
-            return await afinished(self._watch(key, cost, patience, left))
+            return await afinished(self._watch(key, cost, patience, left, deciding))
 
         if self.hooks:
             result = await run_hooks(self.hooks, decide, self._context(key, cost))
         else:
             result = await decide()
-        told = self._told(key, cost, result, left)
+        told = self._told(key, cost, result, left, deciding)
         if told is not None:
             await told
         return result

@@ -26,13 +26,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from urllib.parse import quote
 
 from throttled._callables import checked_callable, name_of
 from throttled._text import shown
-from throttled.algorithms.plan import DEFAULT_PREFIX
+from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK
 from throttled.arguments import check_cost
 from throttled.asyncio.throttled import Throttled as AsyncThrottled
 from throttled.base import BaseThrottled
@@ -48,7 +49,7 @@ from throttled.contrib.headers import (
     unavailable,
 )
 from throttled.contrib.identity import ClientIP, client_ip
-from throttled.contrib.keys import Incoming, Key, reader, repr_of
+from throttled.contrib.keys import By, Incoming, Key, reader, repr_of
 from throttled.contrib.misuse import Alike, warn_of_workers
 from throttled.exceptions import DataError, LimitedError
 from throttled.outcomes import unheard
@@ -66,6 +67,8 @@ logger = logging.getLogger("throttled")
 
 # Nothing was taken where one of these answered.
 _NOTHING_TAKEN: Final = frozenset({"exempt", "disabled", "allowed-by-policy"})
+# A store has decided what binds the caller.
+_DECIDED: Final = frozenset({"memory", "server", "fallback"})
 
 
 class BaseRateLimit:
@@ -104,6 +107,7 @@ class BaseRateLimit:
         :raises DataError: for a bad argument; the message names it.
         """
         asynchronous = self._asynchronous
+        check_options(options)
         self.key: Key = client_ip() if key is None else key
         self._read = reader(self.key, asynchronous)
         if callable(cost):
@@ -129,12 +133,16 @@ class BaseRateLimit:
         #: Where it counts.
         self.store: Any = first.store
         # Whether the store may decide it together with others.
+        self._joins = not first.hooks and first.exempt is None and self.count_when is None
+        #: What is done when the store fails.
+        self.on_store_error: Any = first.on_store_error
+        # Whether the store may decide it together with others.
         self._joins = not first.hooks and self.count_when is None
-        self._policy = first.on_store_error
         # Whether a request says at once what is asked for it: see `at_hand`.
         self._plain = exempt is None and not callable(cost) and isinstance(self.key, ClientIP)
         warn_of_workers(self.store)
-        self._alike: Alike | None = Alike(repr_of(self.key))
+        # What stands for all callers on purpose, or warns by itself, is not watched.
+        self._alike = None if isinstance(self.key, By | ClientIP) else Alike(repr_of(self.key))
 
     def _checked(
         self, given: BaseThrottled[Any], scope: str | None, prefix: str, options: dict[str, Any]
@@ -192,8 +200,6 @@ class BaseRateLimit:
         if not self._plain:
             return None
         key: str = self._read(request)
-        if self._alike is not None and self._alike.over(key, request):
-            self._alike = None
         cost: Any = self.cost
         return self, self.throttle(scope), key, cost
 
@@ -220,6 +226,19 @@ class BaseRateLimit:
                 why = f"returned {shown(cost)}, must be an integer of 0 or more"
                 raise FaultError("Cost", function, why) from None
         return self, self.throttle(scope), key, cost
+
+
+#: What `Throttled` takes that makes sense for requests, and is not an argument by itself.
+_OPTIONS: Final = frozenset(signature(AsyncThrottled).parameters) - {"cost", "key", "per", "quota"}
+
+
+def check_options(options: Iterable[str]) -> None:
+    """`DataError` names an option that there is not."""
+    own = signature(BaseRateLimit).parameters
+    known = sorted({*_OPTIONS, *own} - {"limit", "options"})
+    for name in options:
+        if name not in known:
+            raise DataError(f"Invalid option: {name}, must be one of {', '.join(known)}.")
 
 
 def _amount(throttle: BaseThrottled[Any]) -> str:
@@ -366,7 +385,7 @@ class Passage:
         acts, self.acts = self.acts, []
         self.pending = False
         for act in acts:
-            if act.result.source in _NOTHING_TAKEN:
+            if act.result.would_limit or act.result.source in _NOTHING_TAKEN:
                 continue
             with unheard("What a refused request had taken could not be given back"):
                 if act.reservation is not None:
@@ -376,10 +395,13 @@ class Passage:
                     if cost:
                         yield throttle.refund(key, cost)
 
-    def leave(self, response: Any) -> Flow[None]:
-        """Give back what does not count, by the application's response."""
-        self.pending = False
-        for act in self.acts:
+    def leave(self, response: Any, since: int = 0) -> Flow[None]:
+        """Give back what does not count, by the application's response.
+
+        `since`: how many acts are of layers around, which see a response of their own.
+        """
+        self.pending = any(act.pending for act in self.acts[:since])
+        for act in self.acts[since:]:
             if not act.pending:
                 continue
             limit, throttle, key, _ = act.asks[0]
@@ -394,7 +416,9 @@ class Passage:
                 continue
             with unheard("A request that does not count could not be given back"):
                 yield act.reservation.cancel()
-                act.result = yield throttle.limit(key, 0)
+                if act.result.source in _DECIDED:
+                    # Not a call, which observers would hear of.
+                    act.result = yield throttle._ask(key, 0, LOOK)
 
     def headers(self, replies: Replies) -> list[Header]:
         """What the response tells of all limits."""
@@ -436,8 +460,14 @@ def _joinable(asks: Sequence[Ask]) -> bool:
     """Whether the store can decide all at once, with nothing to be done for one alone."""
     first = asks[0][0]
     for limit, *_ in asks:
-        if not limit._joins or limit.store is not first.store or limit._policy != first._policy:
+        if (
+            not limit._joins
+            or limit.store is not first.store
+            or limit.on_store_error != first.on_store_error
+        ):
             return False
+    if len({(id(throttle), key) for _, throttle, key, _ in asks}) < len(asks):
+        return False  # each takes its part of one count
     keys = {key for _, _, key, _ in asks}
     return len(keys) == 1 or not getattr(first.store, "_clustered", False)
 
@@ -500,7 +530,9 @@ class Replies:
                 if isinstance(content, dict):
                     return PROBLEM_TYPE, json.dumps(content).encode()
                 kind, text = content
-                return str(kind), text if isinstance(text, bytes) else text.encode()
+                if not isinstance(kind, str) or not (kind.isascii() and kind.isprintable()):
+                    raise DataError(f"Invalid content type: {shown(kind)}.")
+                return kind, text if isinstance(text, bytes) else text.encode()
             except Exception as error:
                 logger.error(
                     "Problem function %s failed; it must return a dict, or a pair of content type "
