@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
 
-from throttled.contrib.headers import FIELDS, Header, Reset, Style, merge
+from throttled.contrib.headers import FIELDS, Header, Reset, Response, Style, merge
 from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal, Replies
 from throttled.contrib.keys import Incoming
 from throttled.contrib.rules import Rules, Scoped
+from throttled.exceptions import DataError
 from throttled.store.policy import afinished
 
 __all__ = ["RateLimit", "RateLimitMiddleware", "Request", "Response"]
@@ -33,6 +35,17 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 PASSAGE: Final = "throttled.passage"
 
 _FIELDS: Final = frozenset([name.encode() for name in FIELDS])
+
+# The path template, where Litestar has routed the request.
+_TEMPLATE: Final = "path_template"
+
+# What begins a response, and its status where the message does not say it.
+_STATUSES: Final = {
+    "http.response.start": 200,
+    "websocket.http.response.start": 200,
+    "websocket.accept": 101,
+    "websocket.close": 403,
+}
 
 # Close codes of WebSockets: RFC 6455, section 7.4.1, and 1013 of its registry.
 _CLOSE_CODES: Final = {429: 1008, 503: 1013, 500: 1011}
@@ -62,15 +75,24 @@ class Request(Incoming):
 
     @property
     def method(self) -> str:
-        method: str = self.scope.get("method") or "WEBSOCKET"
-        return method
+        # Some servers hand over the method as it came.
+        return "WEBSOCKET" if self.scope["type"] == "websocket" else self.scope["method"].upper()
 
     @property
     def path(self) -> str:
         path: str = self.scope["path"]
+        if not path.startswith("/"):
+            path = _path_of(path)
         root: str = self.scope.get("root_path", "")
-        # With servers of today the path begins with the root path; of older ones it does not.
-        return path[len(root) :] if root and path.startswith(root + "/") else path
+        # With servers of today the path begins with the root path; of older ones, and where
+        # Litestar has routed by it, it does not.
+        if root and f"{path}/".startswith(f"{root}/") and _TEMPLATE not in self.scope:
+            path = path[len(root) :] or "/"
+        return path
+
+    @property
+    def route(self) -> str:
+        return self.scope.get(_TEMPLATE) or super().route
 
     @property
     def user(self) -> str | None:
@@ -78,6 +100,8 @@ class Request(Incoming):
         user = self.scope.get("user")
         if user is None or not getattr(user, "is_authenticated", True):
             return None
+        if isinstance(user, str):
+            return user or None
         for name in ("identity", "id", "username"):
             try:
                 found = getattr(user, name, None)
@@ -88,17 +112,13 @@ class Request(Incoming):
         return None
 
 
-class Response:
-    """The beginning of a response, as `count_when` is given it."""
-
-    __slots__ = ("headers", "status_code")
-
-    def __init__(self, status_code: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.status_code = status_code
-        #: By name in lower case; the last of several.
-        self.headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers
-        }
+def _path_of(target: str) -> str:
+    """The path of a request target that is a whole URL, or that lacks its first slash: servers let
+    both through, and Quart routes them."""
+    try:
+        return "/" + urlsplit(target).path.lstrip("/")
+    except ValueError:
+        return target
 
 
 class RateLimitMiddleware:
@@ -133,15 +153,18 @@ class RateLimitMiddleware:
         :param reset: for "x": "delta" or "epoch".
         :param problem: called with the `Request` and the problem body; returns what to send.
         :param defaults: what limits made of quotas take besides: `key`, `cost`, `count_when`,
-            `store`, `using`, ...; see `RateLimit`.
+            `store`, `using`, ...; see `RateLimit`. `scope` is that of `limit`.
         :raises DataError: for a wrong argument; the message names it.
         """
+        if limit is None and rules is None and messages is None:
+            raise DataError("Invalid limit: None, must be a limit unless rules= or messages= are.")
         self.app = app
         self._rules = Rules(RateLimit, limit, rules, exclude, exempt, **defaults)
         defaults.pop("count_when", None)  # messages have no response
-        self._messages = Rules(
-            RateLimit, messages, None, exclude, exempt, scope="messages", **defaults
-        )
+        defaults["scope"] = "messages"
+        self._messages = Rules(RateLimit, messages, None, exclude, exempt, **defaults)
+        if any(each.count_when is not None for each in self._messages.limits):
+            raise DataError("Invalid messages: count_when= is for what has a response.")
         self._replies = Replies(headers, reset, problem)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,34 +172,37 @@ class RateLimitMiddleware:
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        request = self._incoming(scope)
         passage: Passage | None = scope.get(PASSAGE)
-        outermost = passage is None
-        if passage is None:
-            passage = scope[PASSAGE] = Passage()
-            if kind == "http":
-                send = _telling(send, passage, self._replies)
+        if passage is not None:
+            await self._pass(scope, receive, send, passage)
+            return
+        passage = scope[PASSAGE] = Passage()
+        send = _telling(send, passage, self._replies)
+        try:
+            await self._pass(scope, receive, send, passage)
+        except Exception:
+            # Whoever stands outside makes it a 500.
+            if passage.pending:
+                await afinished(passage.leave(Response(500, ())))
+            raise
+        finally:
+            scope.pop(PASSAGE, None)  # callers may use a scope again, as tests do
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, passage: Passage) -> None:
+        request = self._incoming(scope)
         limits = self._rules.of(request)
         if limits:
             refusal = await afinished(passage.enter(limits, request, self._rules.exempt))
             if refusal is not None:
-                await self._refuse(request, receive, send, passage, refusal)
+                await self._refuse(request, send, refusal)
                 return
-        if kind == "websocket":
+        if scope["type"] == "websocket":
             limits = self._messages.of(request)
             if limits:
                 receive, send = _metered(receive, send, request, limits, self._messages.exempt)
-        try:
-            await self.app(scope, receive, send)
-        except Exception:
-            # Whoever stands outside makes it a 500.
-            if outermost and passage.pending:
-                await afinished(passage.leave(Response(500, ())))
-            raise
+        await self.app(scope, receive, send)
 
-    async def _refuse(
-        self, request: Request, receive: Receive, send: Send, passage: Passage, refusal: Refusal
-    ) -> None:
+    async def _refuse(self, request: Request, send: Send, refusal: Refusal) -> None:
         kind, body = await afinished(self._replies.body(refusal, request))
         start: dict[str, Any] = {
             "type": "http.response.start",
@@ -188,9 +214,7 @@ class RateLimitMiddleware:
         }
         answer: list[Message] = [start, {"type": "http.response.body", "body": body}]
         if request.scope["type"] == "websocket":
-            await receive()  # the client has asked to connect
             if "websocket.http.response" in (request.scope.get("extensions") or ()):
-                start["headers"] = _merged(start["headers"], passage.headers(self._replies))
                 answer = [{**each, "type": f"websocket.{each['type']}"} for each in answer]
             else:
                 answer = [_closing(refusal)]
@@ -202,13 +226,15 @@ def _telling(send: Send, passage: Passage, replies: Replies) -> Send:
     """A `send` that adds what the response tells of the limits, once it is known what counts."""
 
     async def tell(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        status = _STATUSES.get(message["type"])
+        if status is not None:
+            headers = message.get("headers") or ()
             if passage.pending:
-                response = Response(message["status"], message.get("headers", ()))
+                response = Response(message.get("status", status), headers)
                 await afinished(passage.leave(response))
             told = passage.headers(replies)
-            if told:
-                message = {**message, "headers": _merged(message.get("headers", ()), told)}
+            if told and message["type"] != "websocket.close":
+                message = {**message, "headers": _merged(headers, told)}
         await send(message)
 
     return tell
@@ -236,24 +262,28 @@ def _metered(
     exempt: Callable[[Any], Any] | None,
 ) -> tuple[Receive, Send]:
     """What receives only messages within the limits, and closes the connection at one beyond."""
-    closed = False
+    closed: Message | None = None
 
     async def take() -> Message:
         nonlocal closed
         message = await receive()
-        if message["type"] != "websocket.receive" or closed:
+        if message["type"] != "websocket.receive":
             return message
-        refusal = await afinished(Passage().enter(limits, request, exempt))
-        if refusal is None:
-            return message
-        closed = True
-        closing = _closing(refusal)
-        await send(closing)
-        return {"type": "websocket.disconnect", "code": closing["code"], "reason": ""}
+        if closed is None:
+            refusal = await afinished(Passage().enter(limits, request, exempt))
+            if refusal is None:
+                return message
+            closing = _closing(refusal)
+            closed = {"type": "websocket.disconnect", "code": closing["code"], "reason": ""}
+            await send(closing)
+        return closed
 
     async def give(message: Message) -> None:
-        if not closed:  # else the application has not heard of it yet
+        if closed is None:
             await send(message)
+        elif message["type"] != "websocket.close":
+            # As from a server whose client has gone; else who only sends would never end.
+            raise OSError("The connection is closed: it went beyond its limit.")
 
     return take, give
 

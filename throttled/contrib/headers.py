@@ -30,6 +30,7 @@ __all__ = [
     "PROBLEM_TYPE",
     "Header",
     "Reset",
+    "Response",
     "Style",
     "check_style",
     "merge",
@@ -80,6 +81,23 @@ _STRING: Final = r'"(?:[^"\\]|\\.)*"'
 _PARAMETER: Final = rf';\ *[a-z*][a-z0-9_.*-]*(?:=(?:{_STRING}|[^;,"]*))?'
 # What the first policy of a RateLimit field leaves.
 _FIRST_LEFT: Final = re.compile(rf"\s*{_STRING}(?:{_PARAMETER})*?;\ *r=([0-9]{{1,15}})(?![0-9.])")
+
+
+class Response:
+    """The beginning of a response, as `count_when` is given it where no framework has its own."""
+
+    __slots__ = ("headers", "status_code")
+
+    def __init__(
+        self, status_code: int, headers: Iterable[tuple[str, str] | tuple[bytes, bytes]]
+    ) -> None:
+        self.status_code = status_code
+        #: By name in lower case; the last of several.
+        self.headers = {_text(name).lower(): _text(value) for name, value in headers}
+
+
+def _text(part: str | bytes) -> str:
+    return part if isinstance(part, str) else part.decode("latin-1")
 
 
 def render(
