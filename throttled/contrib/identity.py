@@ -134,6 +134,11 @@ class ClientIP:
         self._unsaid = {_UNTRUSTED, _UNKNOWN_PEER, _TOO_FEW, _DISAGREE}
         self._unlooked = _LOOKED_AT
 
+    def __repr__(self) -> str:
+        if self._networks:
+            return f"client_ip(trusted_proxies={[str(each) for each in self._networks]})"
+        return f"client_ip(hops={self._hops})" if self._hops else "client_ip()"
+
     def __call__(self, peer: str | None, headers: Headers) -> str:
         if not self._networks and not self._hops and not self._unlooked:
             key = _key_of(peer, self._mask, self._suffix) if peer else None
@@ -146,6 +151,7 @@ class ClientIP:
             self._unlooked
             and not (self._networks and here is not None and here.is_global)
             and any(_forwarded(headers))
+            and not _names(here, headers)
         ):
             self._warn(_UNTRUSTED, here or UNKNOWN)
             self._unlooked = 1
@@ -289,6 +295,15 @@ def _forwarded(headers: Headers) -> tuple[list[str], list[str]]:
         if lines is not None:
             lines.append(value if isinstance(value, str) else value.decode("latin-1"))
     return x_forwarded_for, forwarded
+
+
+def _names(address: _Address | None, headers: Headers) -> bool:
+    """Whether forwarded headers name an address: if it is the peer's, the server has read them
+    already, and hands over as the peer whom they name."""
+    x_forwarded_for, forwarded = _forwarded(headers)
+    entries = ",".join(x_forwarded_for).split(",")
+    entries += [_node(element) for element in _elements(",".join(forwarded))]
+    return address is not None and any(_address(entry) == address for entry in entries)
 
 
 def _elements(text: str) -> Iterator[str]:

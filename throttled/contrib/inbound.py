@@ -55,6 +55,7 @@ from throttled.exceptions import DataError, LimitedError
 from throttled.outcomes import unheard
 from throttled.quota import check_name
 from throttled.result import RateLimitResult
+from throttled.store.base import AsyncStore, Store, unable
 from throttled.store.policy import FAILURES, Flow
 from throttled.throttled import Throttled
 
@@ -105,6 +106,7 @@ class BaseRateLimit:
             route or pattern is one.
         :param options: what else `Throttled` takes, such as `store`, `using`, `on_store_error`.
         :raises DataError: for a bad argument; the message names it.
+        :raises SetUpError: for a store that cannot do what is asked.
         """
         asynchronous = self._asynchronous
         check_options(options)
@@ -132,12 +134,14 @@ class BaseRateLimit:
         self._amount = _amount(first)
         #: Where it counts.
         self.store: Any = first.store
-        # Whether the store may decide it together with others.
-        self._joins = not first.hooks and first.exempt is None and self.count_when is None
         #: What is done when the store fails.
         self.on_store_error: Any = first.on_store_error
         # Whether the store may decide it together with others.
-        self._joins = not first.hooks and self.count_when is None
+        single = type(self.store).admit_all in (Store.admit_all, AsyncStore.admit_all)
+        if single and self.count_when is not None:
+            raise unable(self.store)
+        plain = not first.hooks and first.exempt is None
+        self._joins = plain and not single and self.count_when is None
         # Whether a request says at once what is asked for it: see `at_hand`.
         self._plain = exempt is None and not callable(cost) and isinstance(self.key, ClientIP)
         warn_of_workers(self.store)

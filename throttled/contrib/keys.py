@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 
-from throttled._callables import checked_callable, name_of
+from throttled._callables import checked_callable, is_async, name_of
 from throttled._text import shown
 from throttled.contrib.identity import ClientIP, Headers, client_ip, hashed, join
 from throttled.exceptions import DataError
@@ -56,20 +56,27 @@ class Incoming:
 
     @property
     def route(self) -> str:
-        """The path template that it was routed by; its path where that is not known."""
-        return self.path
+        """The path template that it was routed by; its path where that is not known.
+
+        Of a path without the slashes that do not count, else each had a limit of its own.
+        """
+        return "/" + "/".join([each for each in self.path.rstrip("\n").split("/") if each])
 
     @property
     def user(self) -> str | Awaitable[str | None] | None:
         """Who is logged in, in async code also what to await for it; None for nobody."""
         return None
 
-    def header(self, name: str) -> str | None:
-        """The value of a header, its lines joined; None if it did not come."""
+    def lines(self, name: str) -> list[str]:
+        """The values of a header, one for each time that it came."""
         wanted = name.lower()
         pairs: Any = self.headers
         pairs = pairs.items() if hasattr(pairs, "items") else pairs
-        lines = [_text(value) for key, value in pairs if _text(key).lower() == wanted]
+        return [_text(value) for key, value in pairs if _text(key).lower() == wanted]
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, its lines joined; None if it did not come."""
+        lines = self.lines(name)
         return ", ".join(lines) if lines else None
 
 
@@ -87,6 +94,9 @@ class By(ABC):
 
     __slots__ = ()
 
+    #: Whether a part of it is an async callable.
+    awaits = False
+
     @abstractmethod
     def __call__(self, request: Incoming) -> Any:
         """The key, or in async code what to await for it."""
@@ -95,6 +105,8 @@ class By(ABC):
 def reader(key: object, asynchronous: bool) -> _Reader:
     """What reads a key from a request; `DataError` for what cannot be one."""
     if isinstance(key, By):
+        if key.awaits and not asynchronous:
+            raise DataError(f"Invalid key: {key!r}, has an async part, must be of plain callables.")
         return key
     if isinstance(key, ClientIP):
         return _address_by(key)
@@ -107,6 +119,10 @@ def reader(key: object, asynchronous: bool) -> _Reader:
     return lambda request: function(request.native)
 
 
+def _awaits(key: object) -> bool:
+    return key.awaits if isinstance(key, By) else is_async(key)
+
+
 def _address_by(address: ClientIP) -> _Reader:
     return lambda request: address(request.peer, request.headers)
 
@@ -117,11 +133,11 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 class _Otherwise(By):
     """By something that a request may lack."""
 
-    __slots__ = ("_otherwise", "named")
+    __slots__ = ("_otherwise", "awaits")
 
     def __init__(self, otherwise: Key | None) -> None:
-        # What is async is found out when it is called.
         self._otherwise = reader(client_ip() if otherwise is None else otherwise, True)
+        self.awaits = otherwise is not None and _awaits(otherwise)
 
     @abstractmethod
     def _of(self, request: Incoming) -> str | Awaitable[str | None] | None:
@@ -142,8 +158,7 @@ class _Otherwise(By):
         # The bar keeps the two kinds apart, whatever callers call themselves.
         if found:
             return join(found)
-        other = self._otherwise(request)
-        return _awaited(["", other]) if isawaitable(other) else join("", other)
+        return _joined([""], [self._otherwise], request)
 
 
 class _Header(_Otherwise):
@@ -161,8 +176,10 @@ class _Header(_Otherwise):
         return f"by_header({self._name!r})"
 
     def _of(self, request: Incoming) -> str | None:
-        value = request.header(self._name)
-        return hashed(value, self._secret) if value else None
+        # Of several, some frameworks take the first and some the last: whoever adds another would
+        # have a new limit each time, and still be known to the application.
+        lines = request.lines(self._name)
+        return hashed(lines[0], self._secret) if len(lines) == 1 and lines[0] else None
 
 
 class _User(_Otherwise):
@@ -182,28 +199,52 @@ class _Route(By):
         return "by_route()"
 
     def __call__(self, request: Incoming) -> str:
-        return f"{request.method} {request.route}"
+        method = "GET" if request.method == "HEAD" else request.method
+        return f"{method} {request.route}"
 
 
 class _Combined(By):
-    __slots__ = ("_parts", "_readers")
+    __slots__ = ("_parts", "_readers", "awaits")
 
     def __init__(self, parts: tuple[Any, ...]) -> None:
         if not parts:
             raise DataError("Invalid parts: got none, must be at least one part of a key.")
         self._parts = parts
         self._readers = [reader(part, True) for part in parts]
+        self.awaits = any(map(_awaits, parts))
 
     def __repr__(self) -> str:
         return f"combined({', '.join([repr_of(part) for part in self._parts])})"
 
     def __call__(self, request: Incoming) -> Any:
-        parts = [read(request) for read in self._readers]
-        return _awaited(parts) if any(map(isawaitable, parts)) else join(*parts)
+        return _joined([], self._readers, request)
 
 
-async def _awaited(parts: list[Any]) -> str:
-    return join(*[await part if isawaitable(part) else part for part in parts])
+def _joined(before: list[str], reads: Iterable[_Reader], request: Incoming) -> Any:
+    """The key of what is known and what is read, or what to await for it."""
+    parts = list(before)
+    rest = iter(reads)
+    for read in rest:
+        part = read(request)
+        if isawaitable(part):
+            # One after the other, so that a part that fails leaves none that nobody awaits.
+            return _later(parts, part, rest, request)
+        parts.append(_checked(part))
+    return join(*parts)
+
+
+async def _later(
+    before: list[str], part: Awaitable[Any], rest: Iterable[_Reader], request: Incoming
+) -> str:
+    key = _joined([*before, _checked(await part)], rest, request)
+    text: str = await key if isawaitable(key) else key
+    return text
+
+
+def _checked(part: object) -> str:
+    if not isinstance(part, str) or not part:
+        raise DataError(f"Invalid part: {shown(part)}, must be a non-empty string.")
+    return part
 
 
 def repr_of(key: object) -> str:
@@ -215,9 +256,9 @@ def by_header(name: str, secret: str | bytes | None = None, *, otherwise: Key | 
     """Count by a header such as an API key: by its digest, so that it is seen nowhere.
 
     With a `secret` it is an HMAC: take one where values could be guessed. A request without the
-    header counts by `otherwise`, by default the client's address; else leaving it out would be a
-    way around the limit. Note that whoever invents a new value has a new limit: check the value, or
-    limit by address as well.
+    header, or with more than one, counts by `otherwise`, by default the client's address; else
+    leaving it out would be a way around the limit. Note that whoever invents a new value has a new
+    limit: check the value, or limit by address as well.
     """
     return _Header(name, secret, otherwise)
 
@@ -229,9 +270,9 @@ def by_user(*, otherwise: Key | None = None) -> By:
 
 
 def by_route() -> By:
-    """Count by method and path template (`GET /items/{id}`): all callers together.
+    """Count by method and path template (`GET /items/{id}`): all callers together, HEAD as GET.
 
-    Where the template is not known, as before routing, it is the path itself.
+    Where the template is not known, as before routing, it is the path itself, which callers choose.
     """
     return _Route()
 

@@ -25,18 +25,23 @@ _SEVERAL: Final = (
     "its own, so that callers get more than the limit. Share a RedisStore."
 )
 _ONE_BUCKET: Final = (
-    "TH006: the first %d requests counted under one key, %s, although they came from different "
+    "TH006: the first %d requests counted under one key, %s, although they came from many "
     "addresses. If all callers should not share one limit, look at key=%s."
 )
 
 # Requests before it is said that all count under one key.
 _ALIKE: Final = 100
 
-# Requests from one address after which nobody else is expected.
+# From so many addresses: one caller may well have two or three.
+_SCATTERED: Final = 10
+
+# Requests from a few addresses after which nobody else is expected.
 _WATCHED: Final = 10_000
 
 # What servers are told of their workers, on the command line or by variables.
-_SERVERS: Final = re.compile(r"uvicorn|gunicorn|hypercorn|granian|fastapi")
+_SERVERS: Final = re.compile(
+    r"(?:^|[\s/\\])(?:uvicorn|gunicorn|hypercorn|granian|fastapi)(?:\.exe|[/\\]__main__\.py)?(?:\s|$)"
+)
 _WORKERS: Final = re.compile(r"(?:^|\s)(?:--workers|-w)[=\s]*(\d+)\b")
 
 _said: set[str] = set()
@@ -44,7 +49,8 @@ _said: set[str] = set()
 
 def workers(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """How many workers the server was told to run, as far as can be seen; at least 1."""
-    argv = sys.orig_argv if argv is None else argv
+    # What a server starts its workers with is in the first; what it was told itself, in the second.
+    argv = [*sys.orig_argv, *sys.argv] if argv is None else argv
     environ = os.environ if environ is None else environ
     line = " ".join(argv)
     found = [environ.get("WEB_CONCURRENCY", "").strip()]
@@ -72,25 +78,24 @@ def warn_of_workers(store: object, several: str | int | None = None) -> None:
 class Alike:
     """Watches whether the callers of a limit can be told apart; over as soon as two can."""
 
-    __slots__ = ("_count", "_key", "_name", "_peer", "_peers_differ")
+    __slots__ = ("_count", "_key", "_name", "_peers")
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._key: str | None = None
-        self._peer: str | None = None
-        self._peers_differ = False
+        self._peers: set[str | None] = set()
         self._count = 0
 
     def over(self, key: str, request: Incoming) -> bool:
         """Whether there is nothing more to watch after this request."""
         if self._key is None:
-            self._key, self._peer = key, request.peer
+            self._key = key
         elif key != self._key:
             return True
-        elif not self._peers_differ:
-            self._peers_differ = request.peer != self._peer
+        if len(self._peers) < _SCATTERED:
+            self._peers.add(request.peer)
         self._count += 1
-        if self._count < _ALIKE or not self._peers_differ:
+        if self._count < _ALIKE or len(self._peers) < _SCATTERED:
             return self._count >= _WATCHED
         logger.warning(_ONE_BUCKET, self._count, shown(key), self._name)
         return True

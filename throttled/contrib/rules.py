@@ -5,7 +5,10 @@
     "/admin/*"              /admin and everything below
     "WEBSOCKET /chat"       WebSocket connections; a pattern without a method is for these as well
 
-So that nobody gets around a limit, a slash at the end makes no difference, and GET means HEAD too.
+So that nobody gets around a limit, it matches all that some framework routes alike: slashes that
+are doubled or stand at the end and a line break at the end make no difference, and GET means HEAD
+too. What is excluded from limits is taken at its word.
+
 All that match hold at once: a request is taken by all of them, or by none.
 """
 
@@ -18,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from throttled._callables import checked_callable
 from throttled._text import shown
 from throttled.base import BaseThrottled
-from throttled.contrib.inbound import BaseRateLimit
+from throttled.contrib.inbound import BaseRateLimit, check_options
 from throttled.exceptions import DataError
+from throttled.quota import check_name
 
 if TYPE_CHECKING:
     from throttled.contrib.keys import Incoming
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 Scoped = tuple[BaseRateLimit, str]
 
 _PATTERN: Final = re.compile(r"(?:(?P<methods>[A-Z]+(?:\|[A-Z]+)*) +)?(?P<path>/\S*)")
-_SEGMENT: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}|[^{}*]+")
+_SEGMENT: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}|(?:(?!%[0-9A-Fa-f]{2})[^{}*?#])+")
 _METHODS: Final = {
     "CONNECT",
     "DELETE",
@@ -49,15 +53,18 @@ class Pattern:
 
     __slots__ = ("_methods", "_path", "text")
 
-    def __init__(self, text: str) -> None:
-        """Raises `DataError` for what is no pattern; the message says what is wrong."""
+    def __init__(self, text: str, exact: bool = False) -> None:
+        """`exact`: slashes make a difference.
+
+        Raises `DataError` for what is no pattern; the message says what is wrong.
+        """
         match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise DataError(
                 f"Invalid pattern: {shown(text)}, must be a path such as '/items/{{id}}' or "
                 f"'/admin/*', with methods before it if it is for some: 'GET|HEAD /items'."
             )
-        methods = (match["methods"] or "").split("|") if match["methods"] else []
+        methods = sorted(set(match["methods"].split("|"))) if match["methods"] else []
         for method in methods:
             if method not in _METHODS:
                 raise DataError(
@@ -66,12 +73,13 @@ class Pattern:
                 )
         path = match["path"].rstrip("/")
         #: The pattern in its one way of writing.
-        self.text = " ".join([*["|".join(sorted(methods))] * bool(methods), path or "/"])
+        self.text = " ".join([*["|".join(methods)] * bool(methods), path or "/"])
         self._methods = frozenset([*methods, *["HEAD"] * ("GET" in methods)])
-        self._path = re.compile(self._expression(text, path), re.DOTALL)
+        slash, end = ("/", match["path"][len(path) :]) if exact else ("/+", "/*\n?")
+        self._path = re.compile(self._expression(text, path, slash) + end, re.DOTALL)
 
     @staticmethod
-    def _expression(text: str, path: str) -> str:
+    def _expression(text: str, path: str, slash: str) -> str:
         segments = path.split("/")[1:]
         rest = segments[-1:] == ["*"]
         parts: list[str] = []
@@ -79,10 +87,10 @@ class Pattern:
             if not _SEGMENT.fullmatch(segment):
                 raise DataError(
                     f"Invalid pattern: {shown(text)}, has the segment {shown(segment)}; must be "
-                    f"text, one {{name}}, or * at the end for all that is below."
+                    f"text as it is decoded, one {{name}}, or * at the end for all that is below."
                 )
-            parts.append("/[^/]+" if segment[0] == "{" else "/" + re.escape(segment))
-        return "".join(parts) + ("(?:/.*)?" if rest else "") + "/*"
+            parts.append(slash + ("[^/]+" if segment[0] == "{" else re.escape(segment)))
+        return "".join(parts) + ("(?:/.*)?" if rest else "")
 
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
@@ -95,10 +103,10 @@ class Pattern:
 
 
 def checked_patterns(what: str, texts: object) -> tuple[Pattern, ...]:
-    """A list of patterns; `DataError` names the wrong one."""
+    """A list of exact patterns; `DataError` names the wrong one."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise DataError(f"Invalid {what}: {shown(texts)}, must be a list such as ['/health'].")
-    return tuple([Pattern(text) for text in texts])
+    return tuple([Pattern(text, exact=True) for text in texts])
 
 
 class Rules:
@@ -131,6 +139,8 @@ class Rules:
                 f"Invalid rules: {shown(rules)}, must be limits by pattern, such as "
                 f"{{'POST /login': '5/minute'}}."
             )
+        check_name("scope", scope)
+        check_options(defaults)  # also where nothing is made with them
         self._all = [(each, scope) for each in _limits(kind, limit, defaults)]
         self._by_pattern = [
             (pattern, [(each, pattern.text) for each in _limits(kind, found, defaults)])
@@ -142,6 +152,12 @@ class Rules:
         self.exempt = (
             None if exempt is None else checked_callable("exempt", exempt, kind._asynchronous)
         )
+
+    @property
+    def limits(self) -> list[BaseRateLimit]:
+        """All of them."""
+        scoped = [*self._all, *[each for _, found in self._by_pattern for each in found]]
+        return [limit for limit, _ in scoped]
 
     def of(self, request: Incoming) -> Sequence[Scoped]:
         """The limits that a request has to pass."""
@@ -180,14 +196,19 @@ def _limit(kind: type[BaseRateLimit], found: Any, defaults: dict[str, Any]) -> B
 
 
 def check_apart(limits: Sequence[Scoped]) -> None:
-    """`DataError` if two limits that may hold at once would count under the same keys."""
-    seen: dict[tuple[int, str], BaseRateLimit] = {}
+    """`DataError` if two limits that may hold at once would count under the same keys.
+
+    A `Throttled` may stand in several places, to be shared by them.
+    """
+    seen: dict[tuple[int, str], tuple[BaseRateLimit, Any]] = {}
     for limit, scope in limits:
-        terms = limit.throttle(scope)._terms
-        for plan in [] if terms is None else terms.plan.joint.plans:
-            other = seen.setdefault((id(limit.store), plan.prefix), limit)
-            if other is not limit:
+        throttle = limit.throttle(scope)
+        plans = [] if throttle._terms is None else throttle._terms.plan.joint.plans
+        for plan in plans:
+            other, counting = seen.setdefault((id(limit.store), plan.prefix), (limit, throttle))
+            if counting is not throttle:
                 raise DataError(
                     f"Invalid limits: {other!r} and {limit!r} would count under the same keys "
-                    f"({plan.prefix}...); give one of them a scope=."
+                    f"({plan.prefix}...); give one of them another scope= or key_prefix=, or use "
+                    f"one limit in both places."
                 )
