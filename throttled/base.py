@@ -106,6 +106,7 @@ class BaseThrottled(Generic[StoreT]):
     __slots__ = (
         "__weakref__",
         "_ask",
+        "_at_once",
         "_decide",
         "_events",
         "_patience",
@@ -351,6 +352,12 @@ class BaseThrottled(Generic[StoreT]):
             self._decide = self._watched
         else:
             self._decide = self._ask
+        local = self._terms is not None and not self._terms.policy.awaits
+        #: The same where it gives a result at once, with nothing to wait for and nobody to tell;
+        #: else None.
+        self._at_once = (
+            self._ask if local and self._decide is self._ask and self._patience == NOW else None
+        )
 
     def _off(self, key: str, cost: int, patience: float) -> RateLimitResult:
         return self._free("disabled")

@@ -13,10 +13,11 @@ Requests and responses are passed on message by message, so streams stay streams
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
-from throttled.contrib.headers import FIELDS, Header, Reset, Response, Style, merge
+from throttled.contrib.headers import FIELDS, Reset, Response, Style, merge
 from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal, Replies
 from throttled.contrib.keys import Incoming
 from throttled.contrib.rules import Rules, Scoped
@@ -178,7 +179,13 @@ class RateLimitMiddleware:
             return
         passage = scope[PASSAGE] = Passage()
         send = _telling(send, passage, self._replies)
+        rules = self._rules
         try:
+            if kind == "http" and rules.exempt is None:
+                request = self._incoming(scope)
+                if passage.enter_at_once(rules.of(request), request):
+                    await self.app(scope, receive, send)
+                    return
             await self._pass(scope, receive, send, passage)
         except Exception:
             # Whoever stands outside makes it a 500.
@@ -225,33 +232,42 @@ class RateLimitMiddleware:
 def _telling(send: Send, passage: Passage, replies: Replies) -> Send:
     """A `send` that adds what the response tells of the limits, once it is known what counts."""
 
-    async def tell(message: Message) -> None:
+    # Most messages go on as they are, without a coroutine of their own.
+    def tell(message: Message) -> Awaitable[None]:
         status = _STATUSES.get(message["type"])
-        if status is not None:
-            headers = message.get("headers") or ()
-            if passage.pending:
-                response = Response(message.get("status", status), headers)
-                await afinished(passage.leave(response))
-            told = passage.headers(replies)
-            if told and message["type"] != "websocket.close":
-                message = {**message, "headers": _merged(headers, told)}
-        await send(message)
+        if status is None:
+            return send(message)
+        if passage.pending:
+            return settled(message, status)
+        return send(_told(message, passage, replies))
+
+    async def settled(message: Message, status: int) -> None:
+        response = Response(message.get("status", status), message.get("headers") or ())
+        await afinished(passage.leave(response))
+        await send(_told(message, passage, replies))
 
     return tell
 
 
-def _merged(
-    existing: Iterable[tuple[bytes, bytes]], told: list[Header]
-) -> list[tuple[bytes, bytes]]:
-    merged = list(existing)
-    for name, _ in merged:
+def _told(message: Message, passage: Passage, replies: Replies) -> Message:
+    """What begins a response, with the headers of the limits."""
+    told = passage.headers(replies)
+    if not told or message["type"] == "websocket.close":
+        return message
+    headers = [*(message.get("headers") or ())]
+    for name, _ in headers:
         if name.lower() in _FIELDS:
-            texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in merged]
+            texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
             told = merge(texts, told)
-            merged = []
+            headers = []
             break
-    merged += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in told]
-    return merged
+    headers += [(_name(name), value.encode("latin-1")) for name, value in told]
+    return {**message, "headers": headers}
+
+
+@lru_cache(maxsize=256)
+def _name(name: str) -> bytes:
+    return name.lower().encode("latin-1")
 
 
 def _metered(

@@ -139,9 +139,10 @@ def rendered(
     now: Callable[[], float] = time.time,
 ) -> list[Header]:
     """As `render`, of a style that has been checked."""
-    if result.source in _UNTOLD:
+    source = result.source
+    if source in _UNTOLD:
         return []
-    known = result.source not in _UNDECIDED
+    known = source not in _UNDECIDED
     if style == "ietf":
         headers = _lists(result, known)
     else:
@@ -269,7 +270,7 @@ def _lists(result: RateLimitResult, known: bool) -> list[Header]:
         _, wait, remaining, reset_after = result.reply()
         field, order = _policy_field(plan.rules, 0)
         left = wait if 0.0 < wait < inf else reset_after
-        item = f"{order[0][1]};r={int(remaining)};t={_whole(left / 1e6)}"
+        item = f"{order[0][1]};r={int(remaining)};t={int(-(-left // 1e6))}"
         return [("RateLimit-Policy", field), ("RateLimit", item)]
     if result.rules:
         field, order = _policy_field(result.rules, result.binding)

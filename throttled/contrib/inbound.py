@@ -33,7 +33,7 @@ from urllib.parse import quote
 
 from throttled._callables import checked_callable, name_of
 from throttled._text import shown
-from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK
+from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK, NOW
 from throttled.arguments import check_cost
 from throttled.asyncio.throttled import Throttled as AsyncThrottled
 from throttled.base import BaseThrottled
@@ -365,6 +365,29 @@ class Passage:
         yield from self._undone()
         self.refusal = refusal
         return refusal
+
+    def enter_at_once(self, limits: Sequence[tuple[BaseRateLimit, str]], request: Incoming) -> bool:
+        """Take from a limit that is the only one and in this process, if it has room.
+
+        That is what most requests come to, and nothing has to be awaited for it. If not, nothing
+        was taken, and `enter` says why.
+        """
+        if len(limits) != 1 or self.acts:
+            return False
+        limit, scope = limits[0]
+        if not limit._plain or limit.count_when is not None:
+            return False
+        throttle = limit.throttle(scope)
+        decide: Any = throttle._at_once
+        cost: Any = limit.cost
+        if decide is None or not cost:
+            return False
+        key = limit._read(request)
+        result = decide(key, cost, NOW)
+        if result.limited:
+            return False
+        self.acts.append(Act(((limit, throttle, key, cost),), result))
+        return True
 
     def _asked(self, ask: Ask, asks: Sequence[Ask]) -> bool:
         """Whether another layer has asked just that: once is meant, not twice."""
