@@ -40,7 +40,8 @@ PROBLEM = "application/problem+json"
 
 def installed(*arguments: Any, **options: Any) -> FastAPI:
     """An application with `/{n}`, in a memory of its own where time stands still."""
-    options.setdefault("store", MemoryStore(clock=FakeClock()))
+    if arguments or "rules" in options:
+        options.setdefault("store", MemoryStore(clock=FakeClock()))
     app = FastAPI()
     install(app, *arguments, **options)
     return app
@@ -206,7 +207,8 @@ def test_one_limit_of_a_route_and_of_the_middleware_has_the_same_functions() -> 
         return request.query_params["user"]
 
     both = limit("2/h", key=key)
-    app = installed(both)
+    app = FastAPI()
+    install(app, both)
     app.get("/{n}")(both(plain))
     with client(app) as ann:
         statuses = [ann.get("/1?user=ann").status_code for _ in range(3)]

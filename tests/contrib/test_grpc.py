@@ -331,7 +331,7 @@ def test_rules_are_for_methods_and_services_and_excluded_ones_pass(rig: Rig) -> 
 def test_counts_are_kept_by_scope_under_the_address_of_the_caller(rig: Rig) -> None:
     store = rig.memory()
     limit = rig.limit("1/m", store=store)
-    client = rig.limited(None, rules={"/shop.Shop/*": limit})
+    client = rig.limited("9/m", rules={"/shop.Shop/*": limit})
     assert client.codes(2) == "OR"
     throttle = limit.throttle("/shop.Shop/*")
     reset = throttle.reset(HOST)

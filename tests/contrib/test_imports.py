@@ -81,5 +81,7 @@ def test_an_adapter_imports_with_its_own_framework_alone(name: str) -> None:
     needed = FRAMEWORKS[name] | BROUGHT.get(name, set())
     absent = OPTIONAL | (set(EVERYTHING) - needed)
     blocked = "".join(f"sys.modules[{each!r}] = None; " for each in sorted(absent))
-    code = f"import sys; {blocked}import throttled.contrib.{name}"
+    # REST framework reads the settings of its project when it is imported.
+    project = "from django.conf import settings; settings.configure(); " if name == "drf" else ""
+    code = f"import sys; {blocked}{project}import throttled.contrib.{name}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -13,9 +13,10 @@ from tests.failing import FailingStore
 from throttled import MemoryStore, Throttled
 from throttled.contrib import misuse
 from throttled.contrib.identity import client_ip
-from throttled.contrib.inbound import BaseRateLimit, Passage, Replies
+from throttled.contrib.inbound import Passage, Replies
 from throttled.contrib.keys import Incoming, by_header, by_route, by_user, combined, reader
-from throttled.contrib.rules import Pattern, Rules
+from throttled.contrib.limit import BaseRateLimit
+from throttled.contrib.rules import Pattern, Rules, check_used
 from throttled.exceptions import DataError, SetUpError
 from throttled.store.policy import afinished, finished
 from throttled.testing import FakeClock
@@ -429,3 +430,19 @@ def test_one_key_for_all_is_said_when_many_addresses_had_it() -> None:
     assert True in over
     apart = misuse.Alike("key")
     assert [apart.over(each, Asked()) for each in ("a", "a", "b")] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("limit", "options", "unused"),
+    [
+        (Limit("5/m"), {"store": MemoryStore()}, "store"),
+        (Limit("5/m"), {"cost": 2, "using": "gcra"}, "cost, using"),
+        (Throttled(quota="5/m"), {"key": by_route(), "timeout": 1}, "timeout"),
+    ],
+)
+def test_what_would_be_without_effect_is_refused(
+    limit: Any, options: dict[str, Any], unused: str
+) -> None:
+    with pytest.raises(DataError, match=f"^Invalid {unused}: no limit was made with it"):
+        check_used(options, Rules(Limit, limit, **options))
+    check_used(options, Rules(Limit, [limit, "1/s"], **options))

@@ -37,8 +37,9 @@ from throttled._text import shown
 from throttled.asyncio import store as async_stores
 from throttled.contrib.headers import FIELDS, merge
 from throttled.contrib.identity import client_ip
-from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal, Replies
+from throttled.contrib.inbound import Passage, Refusal, Replies
 from throttled.contrib.keys import Incoming, Key, by_route, by_user
+from throttled.contrib.limit import BaseRateLimit
 from throttled.contrib.rules import Scoped
 from throttled.exceptions import DataError, SetUpError
 from throttled.store.base import new_lock

@@ -13,14 +13,14 @@ Requests and responses are passed on message by message, so streams stay streams
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from throttled.contrib.headers import FIELDS, Reset, Response, Style, merge
-from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal, Replies
+from throttled.contrib.inbound import Passage, Refusal, Replies
 from throttled.contrib.keys import Incoming
-from throttled.contrib.rules import Rules, Scoped
+from throttled.contrib.limit import BaseRateLimit
+from throttled.contrib.rules import Rules, Scoped, check_used
 from throttled.exceptions import DataError
 from throttled.store.policy import afinished
 
@@ -161,9 +161,12 @@ class RateLimitMiddleware:
             raise DataError("Invalid limit: None, must be a limit unless rules= or messages= are.")
         self.app = app
         self._rules = Rules(RateLimit, limit, rules, exclude, exempt, **defaults)
-        defaults.pop("count_when", None)  # messages have no response
-        defaults["scope"] = "messages"
-        self._messages = Rules(RateLimit, messages, None, exclude, exempt, **defaults)
+        options = {name: each for name, each in defaults.items() if name != "scope"}
+        metered = {name: each for name, each in options.items() if name != "count_when"}
+        self._messages = Rules(
+            RateLimit, messages, None, exclude, exempt, scope="messages", **metered
+        )
+        check_used(options, self._rules, self._messages)
         if any(each.count_when is not None for each in self._messages.limits):
             raise DataError("Invalid messages: count_when= is for what has a response.")
         self._replies = Replies(headers, reset, problem)
@@ -251,23 +254,24 @@ def _telling(send: Send, passage: Passage, replies: Replies) -> Send:
 
 def _told(message: Message, passage: Passage, replies: Replies) -> Message:
     """What begins a response, with the headers of the limits."""
-    told = passage.headers(replies)
-    if not told or message["type"] == "websocket.close":
+    if message["type"] == "websocket.close":
         return message
-    headers = [*(message.get("headers") or ())]
+    headers = message.get("headers") or ()
+    added = passage.encoded(replies)
     for name, _ in headers:
         if name.lower() in _FIELDS:
-            texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-            told = merge(texts, told)
-            headers = []
-            break
-    headers += [(_name(name), value.encode("latin-1")) for name, value in told]
-    return {**message, "headers": headers}
-
-
-@lru_cache(maxsize=256)
-def _name(name: str) -> bytes:
-    return name.lower().encode("latin-1")
+            added = None  # to be merged
+    if added is None:
+        told = passage.headers(replies)
+        if not told:
+            return message
+        old = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        headers = ()
+        added = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in merge(old, told)
+        ]
+    return {**message, "headers": [*headers, *added]}
 
 
 def _metered(

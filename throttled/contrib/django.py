@@ -30,8 +30,8 @@ from throttled._callables import name_of
 from throttled._text import shown
 from throttled.base import BaseThrottled
 from throttled.contrib._django import KINDS, OUTCOMES, Request, Site, naming, served, site
-from throttled.contrib.inbound import BaseRateLimit
 from throttled.contrib.keys import Key
+from throttled.contrib.limit import BaseRateLimit
 from throttled.contrib.rules import Rules, check_apart, checked_patterns
 from throttled.exceptions import DataError, SetUpError
 from throttled.store.policy import Flow, afinished, finished

@@ -40,8 +40,9 @@ from rest_framework.views import exception_handler as default_handler
 from throttled._text import shown
 from throttled.contrib._django import Request, Visit, site
 from throttled.contrib.django import RateLimit
-from throttled.contrib.inbound import BaseRateLimit, Refusal
+from throttled.contrib.inbound import Refusal
 from throttled.contrib.keys import Key, by_user
+from throttled.contrib.limit import BaseRateLimit
 from throttled.exceptions import DataError, SetUpError
 from throttled.store.policy import finished
 

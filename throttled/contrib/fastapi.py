@@ -43,7 +43,8 @@ from throttled._text import shown
 from throttled.contrib import asgi
 from throttled.contrib.asgi import PASSAGE, RateLimitMiddleware
 from throttled.contrib.headers import PROBLEM_TYPE, Reset, Style
-from throttled.contrib.inbound import BaseRateLimit, FaultError, Passage, Refusal, Replies
+from throttled.contrib.inbound import Passage, Refusal, Replies
+from throttled.contrib.limit import BaseRateLimit, FaultError
 from throttled.exceptions import DataError
 from throttled.result import RateLimitResult
 from throttled.store.memory import MemoryStore

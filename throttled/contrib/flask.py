@@ -45,7 +45,8 @@ from throttled.contrib._flask import (
     route_scope,
 )
 from throttled.contrib.headers import Reset, Style, merge
-from throttled.contrib.inbound import BaseRateLimit, Passage, Replies, check_options
+from throttled.contrib.inbound import Passage, Replies
+from throttled.contrib.limit import BaseRateLimit, check_options
 from throttled.contrib.rules import Rules, Scoped, checked_patterns
 from throttled.exceptions import BaseThrottledError, DataError, SetUpError
 from throttled.store.memory import MemoryStore

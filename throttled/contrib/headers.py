@@ -15,11 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from http import HTTPStatus
 from itertools import count
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 from throttled._text import shown
 from throttled.exceptions import DataError
+from throttled.result import Source
 
 if TYPE_CHECKING:
     from throttled.quota import Rule
@@ -62,6 +63,8 @@ _MOST: Final = 10**15 - 1
 _UNTOLD: Final = frozenset({"shadow", "exempt", "disabled"})
 # Of these the state is not known but for its limit.
 _UNDECIDED: Final = frozenset({"allowed-by-policy", "denied-by-policy"})
+# The others.
+_DECIDED: Final = frozenset(get_args(Source)) - _UNTOLD - _UNDECIDED
 
 _PREFIX: Final = {"legacy": "RateLimit-", "x": "X-RateLimit-"}
 _LISTS: Final = ("ratelimit-policy", "ratelimit")
@@ -155,6 +158,23 @@ def rendered(
     if result.limited and (delay := _delay(result.state.retry_after)) is not None:
         headers.append(("Retry-After", str(delay)))
     return headers
+
+
+def encoded(result: RateLimitResult) -> list[tuple[bytes, bytes]] | None:
+    """What `render` says in the style "ietf", as ASGI has headers, of what most decisions are:
+    admitted by one rule. None of all others."""
+    plan = getattr(result, "_plan", None)
+    if (
+        result.limited
+        or plan is None
+        or plan.kind == "joint"
+        or getattr(result, "_source", "memory") not in _DECIDED
+    ):
+        return None
+    _, _, remaining, reset_after = result.reply()
+    field = _policy_field(plan.rules, 0)
+    item = f"{field.first};r={int(remaining)};t={int(-(-reset_after // 1e6))}"
+    return [(b"ratelimit-policy", field.encoded), (b"ratelimit", item.encode("ascii"))]
 
 
 def check_style(style: object, reset: object = "delta") -> None:
@@ -264,16 +284,8 @@ def unavailable(retry_after: float = inf) -> dict[str, Any]:
 
 
 def _lists(result: RateLimitResult, known: bool) -> list[Header]:
-    plan = getattr(result, "_plan", None)
-    if known and plan is not None and plan.kind != "joint":
-        # One rule, as with most limits: what the store replied is all that is needed of it.
-        _, wait, remaining, reset_after = result.reply()
-        field, order = _policy_field(plan.rules, 0)
-        left = wait if 0.0 < wait < inf else reset_after
-        item = f"{order[0][1]};r={int(remaining)};t={int(-(-left // 1e6))}"
-        return [("RateLimit-Policy", field), ("RateLimit", item)]
     if result.rules:
-        field, order = _policy_field(result.rules, result.binding)
+        field, order, *_ = _policy_field(result.rules, result.binding)
     else:
         # A result that was not made by a limiter: how much is known, over which period is not.
         order = [(0, f'"{_NAMELESS}"')]
@@ -289,7 +301,17 @@ def _lists(result: RateLimitResult, known: bool) -> list[Header]:
     return headers
 
 
-_Field = tuple[str, list[tuple[int, str]]]
+class _Field(NamedTuple):
+    """A RateLimit-Policy field."""
+
+    text: str
+    #: Each rule's place and its name as a structured string, the binding one first.
+    order: list[tuple[int, str]]
+    #: The name of the binding rule.
+    first: str
+    #: The field as bytes.
+    encoded: bytes
+
 
 # The same few rules decide call after call; to hash them would take longer than all the rest.
 _FIELD_OF: Final[dict[tuple[int, int], tuple[tuple[Rule, ...], _Field]]] = {}
@@ -297,8 +319,7 @@ _MOST_FIELDS: Final = 1024
 
 
 def _policy_field(rules: tuple[Rule, ...], first: int) -> _Field:
-    """The RateLimit-Policy field with the binding rule first, and in that order each rule's place
-    and its name as a structured string."""
+    """The RateLimit-Policy field with the binding rule first."""
     known = _FIELD_OF.get((id(rules), first))
     if known is not None and known[0] is rules:
         return known[1]
@@ -317,7 +338,9 @@ def _new_field(rules: tuple[Rule, ...], first: int) -> _Field:
         f"{names[at]};q={rules[at].quota.limit};w={-(-rules[at].quota.period_us // 10**6)}"
         for at in order
     ]
-    return ", ".join(items), [(at, names[at]) for at in order]
+    field = ", ".join(items)
+    places = [(at, names[at]) for at in order]
+    return _Field(field, places, places[0][1], field.encode("ascii"))
 
 
 def _names(rules: tuple[Rule, ...]) -> list[str]:

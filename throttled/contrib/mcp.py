@@ -36,9 +36,10 @@ from throttled._callables import is_async, name_of
 from throttled._text import shown
 from throttled.contrib import asgi
 from throttled.contrib.identity import join
-from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal
+from throttled.contrib.inbound import Passage, Refusal
 from throttled.contrib.keys import By, Incoming, Key, _Otherwise, by_user
-from throttled.contrib.rules import Rules, Scoped, check_apart
+from throttled.contrib.limit import BaseRateLimit
+from throttled.contrib.rules import Rules, Scoped, check_apart, check_used
 from throttled.exceptions import DataError
 from throttled.store.policy import afinished
 
@@ -305,6 +306,7 @@ def limit_tools(
     if not isinstance(exclude, str | bytes) and isinstance(exclude, Iterable):
         exclude = _paths("exclude", exclude)
     made = Rules(RateLimit, limit, rules, exclude, exempt, **defaults)
+    check_used(set(defaults) - {"scope"}, made)
 
     async def limiting(context: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
         name = (context.params or {}).get("name")

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, ref
 
 from throttled._text import shown
 from throttled.base import BaseThrottled
-from throttled.contrib.inbound import BaseRateLimit
+from throttled.contrib.limit import BaseRateLimit
 from throttled.exceptions import DataError, StateError
 from throttled.hooks import Event, Observer, store_type_of
 from throttled.result import RateLimitResult, RateLimitState

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from throttled._callables import checked_callable
 from throttled._text import shown
 from throttled.base import BaseThrottled
-from throttled.contrib.inbound import BaseRateLimit, check_options
+from throttled.contrib.limit import BaseRateLimit, check_options
 from throttled.exceptions import DataError
 from throttled.quota import check_name
 
@@ -112,7 +112,7 @@ def checked_patterns(what: str, texts: object) -> tuple[Pattern, ...]:
 class Rules:
     """The limits of an application."""
 
-    __slots__ = ("_all", "_by_pattern", "_exclude", "exempt")
+    __slots__ = ("_all", "_by_pattern", "_exclude", "exempt", "used")
 
     def __init__(
         self,
@@ -141,9 +141,11 @@ class Rules:
             )
         check_name("scope", scope)
         check_options(defaults)  # also where nothing is made with them
-        self._all = [(each, scope) for each in _limits(kind, limit, defaults)]
+        #: The names of the defaults that a limit was made with.
+        self.used: set[str] = set()
+        self._all = [(each, scope) for each in self._limits(kind, limit, defaults)]
         self._by_pattern = [
-            (pattern, [(each, pattern.text) for each in _limits(kind, found, defaults)])
+            (pattern, [(each, pattern.text) for each in self._limits(kind, found, defaults)])
             for pattern, found in [(Pattern(text), found) for text, found in (rules or {}).items()]
         ]
         check_apart([*self._all, *[each for _, found in self._by_pattern for each in found]])
@@ -152,6 +154,31 @@ class Rules:
         self.exempt = (
             None if exempt is None else checked_callable("exempt", exempt, kind._asynchronous)
         )
+
+    def _limits(
+        self, kind: type[BaseRateLimit], found: Any, defaults: dict[str, Any]
+    ) -> list[BaseRateLimit]:
+        """One limit or a list of them; a list of quotas is one limit, of several rules."""
+        if found is None:
+            return []
+        limits = isinstance(found, list | tuple) and any(
+            isinstance(each, BaseRateLimit | BaseThrottled) for each in found
+        )
+        return [self._limit(kind, each, defaults) for each in (found if limits else [found])]
+
+    def _limit(
+        self, kind: type[BaseRateLimit], found: Any, defaults: dict[str, Any]
+    ) -> BaseRateLimit:
+        if isinstance(found, BaseRateLimit):
+            if found._asynchronous is not kind._asynchronous:
+                raise DataError(f"Invalid limit: {found!r}, must be a {kind.__module__}.RateLimit.")
+            return found
+        if isinstance(found, BaseThrottled):
+            # It brings its own store and policy.
+            names = ("key", "cost", "count_when")
+            defaults = {name: defaults[name] for name in names if name in defaults}
+        self.used.update(defaults)
+        return kind(found, **defaults)
 
     @property
     def limits(self) -> list[BaseRateLimit]:
@@ -173,26 +200,14 @@ class Rules:
         return found
 
 
-def _limits(kind: type[BaseRateLimit], found: Any, defaults: dict[str, Any]) -> list[BaseRateLimit]:
-    """One limit or a list of them; a list of quotas is one limit, of several rules."""
-    if found is None:
-        return []
-    limits = isinstance(found, list | tuple) and any(
-        isinstance(each, BaseRateLimit | BaseThrottled) for each in found
-    )
-    return [_limit(kind, each, defaults) for each in (found if limits else [found])]
-
-
-def _limit(kind: type[BaseRateLimit], found: Any, defaults: dict[str, Any]) -> BaseRateLimit:
-    if isinstance(found, BaseRateLimit):
-        if found._asynchronous is not kind._asynchronous:
-            raise DataError(f"Invalid limit: {found!r}, must be a {kind.__module__}.RateLimit.")
-        return found
-    if isinstance(found, BaseThrottled):
-        # It brings its own store and policy.
-        read = {name: defaults[name] for name in ("key", "cost", "count_when") if name in defaults}
-        return kind(found, **read)
-    return kind(found, **defaults)
+def check_used(defaults: Iterable[str], *made: Rules) -> None:
+    """`DataError` names what was said and nothing was made with: it would be without effect."""
+    unused = sorted(set(defaults).difference(*[rules.used for rules in made]))
+    if unused:
+        raise DataError(
+            f"Invalid {', '.join(unused)}: no limit was made with it. A RateLimit or a Throttled "
+            f"brings its own; say it there, or give a quota instead."
+        )
 
 
 def check_apart(limits: Sequence[Scoped]) -> None:

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from throttled.contrib.headers import Reset, Response, Style, merge
-from throttled.contrib.inbound import BaseRateLimit, Passage, Refusal, Replies
+from throttled.contrib.inbound import Passage, Refusal, Replies
 from throttled.contrib.keys import Incoming
+from throttled.contrib.limit import BaseRateLimit
 from throttled.contrib.misuse import warn_of_workers
-from throttled.contrib.rules import Rules, Scoped
+from throttled.contrib.rules import Rules, Scoped, check_used
+from throttled.exceptions import DataError
 from throttled.store.policy import finished
 
 if TYPE_CHECKING:
@@ -126,7 +128,10 @@ class RateLimitMiddleware:
         :raises DataError: for a wrong argument; the message names it.
         """
         self.app = app
+        if limit is None and rules is None:
+            raise DataError("Invalid limit: None, must be a limit unless rules= are.")
         self._rules = Rules(RateLimit, limit, rules, exclude, exempt, **defaults)
+        check_used(set(defaults) - {"scope"}, self._rules)
         self._replies = Replies(headers, reset, problem, asynchronous=False)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

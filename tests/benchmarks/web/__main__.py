@@ -1,6 +1,7 @@
 """Measures how many requests per second of a trivial route are left behind limiters.
 
     python -m tests.benchmarks.web              # in memory
+    python -m tests.benchmarks.web --plain      # the same by uvicorn without uvloop and httptools
     python -m tests.benchmarks.web --server     # on a Redis or Valkey server, started for it
 
 Each limiter gets an environment of its own under `.benchmarks/`, made once. The servers run on one
@@ -125,6 +126,7 @@ def started(python: Path, app: str, kind: str, stack: ExitStack, **variables: st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--server", action="store_true", help="keep counts on a server")
+    parser.add_argument("--plain", action="store_true", help="uvicorn without its extras")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--connections", type=int, default=16)
@@ -136,7 +138,10 @@ def main() -> None:
         "fastapi-limiter": ["fastapi-limiter<0.2" if chosen.server else "fastapi-limiter>=0.2"],
     }
     with ExitStack() as stack:
-        variables = {}
+        variables = {
+            "BENCH_HTTP": "h11" if chosen.plain else "httptools",
+            "BENCH_LOOP": "asyncio" if chosen.plain else "uvloop",
+        }
         if chosen.server:
             server = stack.enter_context(Server(next(iter(binaries().values()))))
             variables["BENCH_SERVER"] = server.url

@@ -72,4 +72,11 @@ elif kind == "fastapi-limiter":
         return "hi"
 
 
-uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", access_log=False)
+uvicorn.run(
+    app,
+    port=int(sys.argv[2]),
+    log_level="warning",
+    access_log=False,
+    http=os.environ["BENCH_HTTP"],
+    loop=os.environ["BENCH_LOOP"],
+)

@@ -1,5 +1,6 @@
 """A trivial Starlette route, bare or behind the middleware, by the first argument."""
 
+import os
 import sys
 
 import uvicorn
@@ -23,4 +24,11 @@ elif sys.argv[1] == "no-headers":
 
     app.add_middleware(RateLimitMiddleware, limit="1000000/s", headers=None)
 
-uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", access_log=False)
+uvicorn.run(
+    app,
+    port=int(sys.argv[2]),
+    log_level="warning",
+    access_log=False,
+    http=os.environ["BENCH_HTTP"],
+    loop=os.environ["BENCH_LOOP"],
+)
