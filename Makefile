@@ -39,6 +39,11 @@ types: .venv/dev ## mypy (strict) and basedpyright
 bench: .venv/dev ## the benchmarks, as ratios
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
 
+# Each limiter it compares with gets an environment of its own, under .benchmarks.
+.PHONY: bench-web
+bench-web: .venv/dev ## requests per second of one route, behind this and other limiters
+	$(BIN)/python -m tests.benchmarks.web $(ARGS)
+
 .PHONY: faults
 faults: .venv/dev ## real faults under load: the tables of docs/reliability.md
 	$(BIN)/python -m tests.faults

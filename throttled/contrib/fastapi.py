@@ -202,7 +202,10 @@ class RateLimit(BaseRateLimit):
             passage = _alone.setdefault(connection, Passage())
         request = Request(scope, connection)
         before = len(passage.acts)
-        refusal = await afinished(passage.enter([(self, request.counted)], request))
+        limits = [(self, request.counted)]
+        refusal = None
+        if not passage.enter_at_once(limits, request):
+            refusal = await afinished(passage.enter(limits, request))
         told = {} if watched else dict(passage.headers(_REPLIES))
         if refusal is None:
             response.headers.update(told)
@@ -223,9 +226,7 @@ class RateLimit(BaseRateLimit):
     def __call__(self, connection: Any, response: Any = None) -> Any:
         if not isinstance(connection, HTTPConnection):
             return _limited(connection, self)
-        try:
-            get_current_task()
-        except RuntimeError:  # a thread: there are FastAPIs that do not see the mark
+        if _in_a_thread():  # there are FastAPIs that do not see the mark
             return from_thread.run(self._passed, connection, response)
         return self._passed(connection, response)
 
@@ -237,6 +238,18 @@ class RateLimit(BaseRateLimit):
                 "would never be called: say throttled.contrib.fastapi.install(app)",
             )
         return super().at_hand(request, scope)
+
+
+def _in_a_thread() -> bool:
+    """Whether no event loop runs here."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        try:
+            get_current_task()  # trio's, which takes longer to ask for
+        except RuntimeError:
+            return True
+    return False
 
 
 def _answerable(scope: asgi.Scope) -> bool:

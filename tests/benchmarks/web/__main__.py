@@ -41,7 +41,8 @@ CASES = {
         "Starlette",
     ),
     "FastAPI": ("throttled", "fastapi_route.py", "bare", None),
-    "FastAPI, throttled": ("throttled", "fastapi_route.py", "throttled", "FastAPI"),
+    "FastAPI, throttled, middleware": ("throttled", "fastapi_route.py", "middleware", "FastAPI"),
+    "FastAPI, throttled, dependency": ("throttled", "fastapi_route.py", "dependency", "FastAPI"),
     "FastAPI, slowapi": ("slowapi", "fastapi_route.py", "slowapi", "FastAPI"),
     "FastAPI, fastapi-limiter": (
         "fastapi-limiter",

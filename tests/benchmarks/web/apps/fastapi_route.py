@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
@@ -18,21 +19,22 @@ if kind == "bare":
     async def home():
         return "hi"
 
-elif kind == "throttled":
+elif kind in ("dependency", "middleware"):
     from throttled.contrib.fastapi import RateLimit, install
 
-    install(app)
     options = {}
     if server:
         from throttled.asyncio import RedisStore
 
         options["store"] = RedisStore(server)
+    if kind == "middleware":
+        install(app, "1000000/second", **options)
+        limits = []
+    else:
+        install(app)
+        limits = [Depends(RateLimit("1000000/second", **options))]
 
-    @app.get(
-        "/",
-        response_class=PlainTextResponse,
-        dependencies=[Depends(RateLimit("1000000/second", **options))],
-    )
+    @app.get("/", response_class=PlainTextResponse, dependencies=limits)
     async def home():
         return "hi"
 
@@ -56,9 +58,11 @@ elif kind == "fastapi-limiter":
         from fastapi_limiter import FastAPILimiter
         from fastapi_limiter.depends import RateLimiter
 
-        @app.on_event("startup")
-        async def connect():
+        async def connect(app):
             await FastAPILimiter.init(redis.asyncio.from_url(server))
+            yield
+
+        app.router.lifespan_context = asynccontextmanager(connect)
 
         limit = RateLimiter(times=1_000_000, seconds=1)
     else:
