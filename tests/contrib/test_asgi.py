@@ -106,7 +106,7 @@ async def test_a_request_that_may_wait_does_and_one_that_may_not_is_refused(
 
 async def test_a_cost_that_can_never_fit_is_refused_without_a_time(store: MemoryStore) -> None:
     inner = App()
-    app = limited("5/m", inner, store=store, cost=6)
+    app = limited("5/m", inner, store=store, cost=lambda request: 6)
     answer = await call(app)
     assert answer.status == 429
     assert "retry-after" not in answer.headers

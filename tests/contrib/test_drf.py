@@ -324,7 +324,9 @@ def test_only_what_count_when_says_counts(middleware: list[str], where: Where) -
 
 
 def test_what_can_never_pass_is_429_without_a_time(memory: Where) -> None:
-    with site(url("", throttle("2/h", cost=3)), middleware=[], THROTTLED=memory.said):
+    with site(
+        url("", throttle("2/h", cost=lambda request: 3)), middleware=[], THROTTLED=memory.said
+    ):
         refused = Caller("wsgi")()
     assert refused.status_code == 429
     assert "Retry-After" not in refused

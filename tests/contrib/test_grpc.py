@@ -309,7 +309,7 @@ def test_a_refusal_says_when_to_retry_in_its_rich_status(rig: Rig) -> None:
 
 
 def test_what_can_never_fit_has_no_time_to_retry(rig: Rig) -> None:
-    refused = rig.limited("2/m", cost=3)()
+    refused = rig.limited("2/m", cost=lambda call: 3)()
     assert refused.code is LIMITED
     assert refused.detail(error_details_pb2.RetryInfo) is None
     assert "retry-after" not in refused.trailing

@@ -445,4 +445,20 @@ def test_what_would_be_without_effect_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=f"^Invalid {unused}: no limit was made with it"):
         check_used(options, Rules(Limit, limit, **options))
-    check_used(options, Rules(Limit, [limit, "1/s"], **options))
+    check_used(options, Rules(Limit, [limit, "9/s"], **options))
+
+
+def test_a_cost_that_nobody_could_ever_pay_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^Invalid cost: 6, must be at most 5, .* 5/m ever holds"):
+        Limit("10/s; 5/m", cost=6)
+    Limit("10/s; 5/m", cost=5)
+    Limit(Throttled(quota="5/m burst 6"), cost=6)
+
+
+def test_an_outage_is_not_logged_at_every_request(caplog: pytest.LogCaptureFixture) -> None:
+    store = FailingStore()
+    store.fail()
+    limit = Limit("5/m", store=store, on_store_error="raise")
+    refusals = [finished(Passage().enter([(limit, "all")], Asked())) for _ in range(9)]
+    assert [refusal.status for refusal in refusals if refusal] == [503] * 9
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]

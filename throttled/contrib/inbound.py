@@ -110,6 +110,7 @@ class Passage:
         exempt: Callable[[Any], Any] | None = None,
     ) -> Flow[Refusal | None]:
         """Take from each (limit, scope), or from none and say why."""
+        limit: Any = None
         try:
             if exempt is not None and (yield from called("exempt", exempt, request)):
                 return None
@@ -135,7 +136,8 @@ class Passage:
                 self._passed(act)
             return None
         except FAILURES as error:
-            logger.error("A request was answered with 503: %s", error)
+            if limit.tells_of_failure():
+                logger.error("A request was answered with 503: %s", error)
             refusal = Refusal(503, unavailable(), inf, None)
         except FaultError as fault:
             logger.error("A request was answered with 500: %s", fault, exc_info=fault.error)

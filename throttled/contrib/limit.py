@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from inspect import signature
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
 
@@ -88,6 +90,7 @@ class BaseRateLimit:
             self._options = options
         first = self._given or self._made(key_prefix)
         self._amount = _amount(first)
+        _check_fits(self.cost, first)
         #: Where it counts.
         self.store: Any = first.store
         #: What is done when the store fails.
@@ -100,6 +103,7 @@ class BaseRateLimit:
         self._joins = plain and not single and self.count_when is None
         # Whether a request says at once what is asked for it: see `at_hand`.
         self._plain = exempt is None and not callable(cost) and isinstance(self.key, ClientIP)
+        self._told_at = -inf
         warn_of_workers(self.store)
         # What stands for all callers on purpose, or warns by itself, is not watched.
         self._alike = None if isinstance(self.key, By | ClientIP) else Alike(repr_of(self.key))
@@ -154,6 +158,14 @@ class BaseRateLimit:
             if throttle is not None:
                 throttle.observe(observer)
 
+    def tells_of_failure(self) -> bool:
+        """Whether to log that its store cannot decide: once a second, not at every request."""
+        now = monotonic()
+        if now - self._told_at < 1.0:
+            return False
+        self._told_at = now
+        return True
+
     # -- what is read from a request --------------------------------------------------------------
 
     def at_hand(self, request: Incoming, scope: str) -> Ask | None:
@@ -200,6 +212,19 @@ def check_options(options: Iterable[str]) -> None:
     for name in options:
         if name not in known:
             raise DataError(f"Invalid option: {name}, must be one of {', '.join(known)}.")
+
+
+def _check_fits(cost: object, throttle: BaseThrottled[Any]) -> None:
+    """`DataError` for a cost that no request could ever pay."""
+    if not isinstance(cost, int) or throttle._terms is None:
+        return
+    joint = throttle._terms.plan.joint
+    for plan, rule, each in zip(joint.plans, joint.rules, joint.costs(cost), strict=False):
+        if each > plan.capacity:
+            raise DataError(
+                f"Invalid cost: {each}, must be at most {plan.capacity}, which is all that "
+                f"{rule.quota} ever holds."
+            )
 
 
 def _amount(throttle: BaseThrottled[Any]) -> str:
