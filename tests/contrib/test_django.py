@@ -208,6 +208,12 @@ def test_a_dead_store_is_503_or_what_the_policy_says_and_never_429(
 
 
 @STACKS
+def test_a_cost_of_the_setting_is_what_every_request_takes(stack: str, memory: Where) -> None:
+    with site(home(), THROTTLED={**memory.said, "LIMIT": "10/m", "COST": 4}):
+        assert Caller(stack).statuses(3) == [200, 200, 429]
+
+
+@STACKS
 @pytest.mark.parametrize(
     ("said", "name"),
     [

@@ -42,6 +42,7 @@ from throttled.contrib.keys import Incoming, Key, by_route, by_user
 from throttled.contrib.limit import BaseRateLimit
 from throttled.contrib.rules import Scoped
 from throttled.exceptions import DataError, SetUpError
+from throttled.quota import MAX_LIMIT, per_sec
 from throttled.store.base import new_lock
 from throttled.store.policy import Flow, afinished, finished
 
@@ -140,6 +141,8 @@ OUTCOMES: Final = {"COST": "cost", "COUNT_WHEN": "count_when"}
 _REPLIES: Final = {"HEADERS": "headers", "RESET": "reset", "PROBLEM": "problem"}
 _RULES: Final = ("LIMIT", "RULES", "EXCLUDE", "EXEMPT")
 _NAMES: Final = (*_RULES, *_DEFAULTS, *OUTCOMES, *_REPLIES)
+# A quota for which every cost is good, to try the rest with.
+_ANY: Final = per_sec(MAX_LIMIT)
 # These may be dotted paths.
 _DOTTED: Final = ("KEY", "COST", "COUNT_WHEN", "EXEMPT", "PROBLEM", "STORE")
 
@@ -199,7 +202,7 @@ class Site:
                 with naming(name):
                     value = self.said[name]
                     made[word] = _store(value, asynchronous) if name == "STORE" else value
-                    KINDS[asynchronous]("1/s", **made)
+                    KINDS[asynchronous](_ANY, **made)
         return made
 
 
