@@ -19,7 +19,6 @@ import uvicorn
 from tests.servers import HOST, PATIENCE, free_port, wait_until
 from throttled.asyncio import MemoryStore, RedisStore
 from throttled.contrib.asgi import RateLimitMiddleware
-from throttled.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -28,16 +27,6 @@ if TYPE_CHECKING:
 
 #: A store that nobody listens for: a connection is refused at once.
 NOBODY = "redis://127.0.0.1:1/0"
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock=clock)
 
 
 @pytest.fixture(params=["memory", pytest.param("server", marks=pytest.mark.server)])
@@ -227,7 +216,6 @@ __all__ = [
     "RateLimitMiddleware",
     "any_store",
     "call",
-    "clock",
     "dead_store",
     "errors",
     "exchange",
@@ -237,5 +225,4 @@ __all__ = [
     "serving",
     "serving_by_hypercorn",
     "statuses",
-    "store",
 ]

@@ -24,7 +24,6 @@ __all__ = [
     "ask",
     "asked",
     "at_once",
-    "clock",
     "dead_store",
     "environ_of",
     "hello",
@@ -32,19 +31,8 @@ __all__ = [
     "said",
     "serving",
     "statuses",
-    "store",
     "warned_anew",
 ]
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock=clock)
 
 
 SERVERS = [pytest.param(name, marks=pytest.mark.server) for name in ("valkey", "redis")]

@@ -11,13 +11,11 @@ from tests.contrib.calling import (
     App,
     any_store,
     call,
-    clock,
     errors,
     exchange,
     limited,
     scope_of,
     statuses,
-    store,
 )
 from tests.servers import Server, cluster
 from throttled.asyncio import MemoryStore, RedisStore, Throttled
@@ -29,7 +27,7 @@ from throttled.testing import FakeClock, disabled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["any_store", "clock", "store"]
+__all__ = ["any_store"]
 
 
 # -- admitted and refused ---------------------------------------------------------------------

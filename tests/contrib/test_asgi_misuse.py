@@ -14,13 +14,11 @@ from tests.contrib.calling import (
     RateLimitMiddleware,
     any_store,
     call,
-    clock,
     errors,
     limited,
     raw,
     serving,
     statuses,
-    store,
 )
 from throttled import Throttled as SyncThrottled
 from throttled.asyncio import MemoryStore, Throttled
@@ -32,7 +30,7 @@ from throttled.exceptions import DataError
 if TYPE_CHECKING:
     pass
 
-__all__ = ["any_store", "clock", "store"]
+__all__ = ["any_store"]
 
 
 # -- functions of the application that fail -------------------------------------------------------

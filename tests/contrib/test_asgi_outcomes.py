@@ -11,12 +11,10 @@ from tests.contrib.calling import (
     App,
     any_store,
     call,
-    clock,
     dead_store,
     errors,
     limited,
     statuses,
-    store,
 )
 from tests.servers import Server
 from throttled.asyncio import MemoryStore, RedisStore
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 LOGIN = {"POST /login": "5/m"}
 
-__all__ = ["any_store", "clock", "store"]
+__all__ = ["any_store"]
 
 
 # -- counting by the outcome ------------------------------------------------------------------

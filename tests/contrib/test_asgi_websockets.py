@@ -80,16 +80,6 @@ def told(message: Any) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in message["headers"]}
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock=clock)
-
-
 # -- by connection ----------------------------------------------------------------------------
 
 

@@ -15,13 +15,13 @@ from flask import Flask, abort, g
 from flask.views import MethodView, View
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tests.contrib.serving import any_store, clock, ok, said, serving, statuses, store
+from tests.contrib.serving import any_store, ok, said, serving, statuses
 from throttled import MemoryStore
 from throttled.contrib.flask import RateLimit, RateLimiter
 from throttled.contrib.keys import by_header, by_user
 from throttled.testing import FakeClock, disabled
 
-__all__ = ["any_store", "clock", "store"]
+__all__ = ["any_store"]
 
 ME = "127.0.0.1"
 

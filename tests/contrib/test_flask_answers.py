@@ -15,19 +15,17 @@ from werkzeug.exceptions import HTTPException, TooManyRequests
 from tests.contrib.serving import (
     any_store,
     at_once,
-    clock,
     dead_store,
     ok,
     said,
     serving,
     statuses,
-    store,
 )
 from throttled import MemoryStore, Throttled
 from throttled.contrib.flask import RateLimiter, RateLimitError
 from throttled.testing import FakeClock
 
-__all__ = ["any_store", "clock", "dead_store", "store"]
+__all__ = ["any_store", "dead_store"]
 
 ME = "127.0.0.1"
 

@@ -16,10 +16,8 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from tests.contrib.serving import (
     any_store,
-    clock,
     ok,
     statuses,
-    store,
     warned_anew,
 )
 from tests.servers import HOST, free_port, wait_until
@@ -27,7 +25,7 @@ from throttled import MemoryStore
 from throttled.contrib.flask import RateLimiter
 from throttled.contrib.wsgi import RateLimitMiddleware
 
-__all__ = ["any_store", "clock", "store", "warned_anew"]
+__all__ = ["any_store", "warned_anew"]
 
 ROOT = Path(__file__).parent.parent.parent
 

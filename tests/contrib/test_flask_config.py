@@ -11,7 +11,7 @@ import pytest
 from flask import Blueprint, Flask
 from flask.views import MethodView
 
-from tests.contrib.serving import clock, ok, said, statuses, store, warned_anew
+from tests.contrib.serving import ok, said, statuses, warned_anew
 from tests.servers import Server
 from throttled import MemoryStore, Throttled
 from throttled.asyncio import Throttled as AsyncThrottled
@@ -19,7 +19,7 @@ from throttled.contrib.asgi import RateLimit as AsyncRateLimit
 from throttled.contrib.flask import RateLimit, RateLimiter
 from throttled.exceptions import DataError, SetUpError
 
-__all__ = ["clock", "store", "warned_anew"]
+__all__ = ["warned_anew"]
 
 
 @pytest.fixture

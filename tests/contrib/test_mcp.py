@@ -34,16 +34,6 @@ from throttled.testing import FakeClock
 MODES = ["auto", "legacy"]
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock=clock)
-
-
 class Place(BaseModel):
     """What a tool of this module takes and gives, by an annotation that is text."""
 

@@ -14,12 +14,10 @@ from tests.contrib.serving import (
     any_store,
     ask,
     asked,
-    clock,
     dead_store,
     environ_of,
     hello,
     said,
-    store,
     warned_anew,
 )
 from throttled import MemoryStore
@@ -31,7 +29,7 @@ from throttled.contrib.wsgi import RateLimit, RateLimitMiddleware, Request, Resp
 from throttled.exceptions import DataError
 from throttled.testing import FakeClock, disabled
 
-__all__ = ["any_store", "clock", "dead_store", "store", "warned_anew"]
+__all__ = ["any_store", "dead_store", "warned_anew"]
 
 
 # -- admitting and refusing ------------------------------------------------------------------------

@@ -19,16 +19,14 @@ from tests.contrib.serving import (
     any_store,
     ask,
     at_once,
-    clock,
     environ_of,
     hello,
     serving,
-    store,
 )
 from throttled import MemoryStore, Throttled
 from throttled.contrib.wsgi import RateLimitMiddleware
 
-__all__ = ["any_store", "clock", "store"]
+__all__ = ["any_store"]
 
 
 # -- what comes of the application is passed on ----------------------------------------------------
