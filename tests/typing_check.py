@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 import throttled.asyncio
+import throttled.hooks
 from throttled import (
     Event,
     Forecast,
@@ -27,6 +28,8 @@ from throttled import (
     utils,
 )
 from throttled.asyncio.reservation import Reservation as AsyncReservation
+from throttled.contrib import asgi, fastapi, flask
+from throttled.contrib.keys import by_header
 from throttled.pacing import AsyncPaced, Paced
 from throttled.reservation import Reservation
 from throttled.result import Source
@@ -264,3 +267,36 @@ def takes(call: Callable[[int], list[int]]) -> None: ...
 
 
 takes(lambda n: function(n))
+
+# -- in front of applications and services ---------------------------------------------------------
+
+
+async def asgi_app(scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+    """An application."""
+
+
+class Named(throttled.hooks.Observer):
+    def decided(self, event: Event) -> None:
+        assert_type(event.took, float)
+
+
+limit = asgi.RateLimit("10/m", key=by_header("X-API-Key"), cost=lambda request: 2, using="gcra")
+limit.observe(Named())
+asgi.RateLimitMiddleware(asgi.RateLimitMiddleware(asgi_app, limit), rules={"/": limit})
+throttle.observe(Named())
+
+
+@fastapi.RateLimit("10/m", count_when=lambda response: response.status_code == 401)
+def page(number: int) -> str:
+    return str(number)
+
+
+assert_type(page(1), str)
+
+
+@flask.RateLimiter().limit("10/m")
+def view(number: int) -> str:
+    return str(number)
+
+
+assert_type(view(1), str)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
+from starlette.testclient import TestClient
 
 from tests import callers as shared
 from tests import flavours, servers
@@ -22,6 +23,7 @@ from tests.failing import LocalFailingStore
 from tests.flavours import Flavour
 from tests.servers import Server, wait_until
 from throttled import MemoryStore, RedisStore, Throttled
+from throttled.contrib.asgi import RateLimit, RateLimitMiddleware
 from throttled.contrib.metrics import DECISION_BUCKETS, INSTRUMENTS, WAIT_BUCKETS
 from throttled.contrib.prometheus import Metrics
 from throttled.exceptions import DataError, StateError, StoreUnavailableError
@@ -487,3 +489,24 @@ def test_several_processes_are_counted_together(
     assert samples["throttled_decision_duration_seconds_count", "login"] == 6
     assert samples["throttled_near_limit_total", "login"] == 2
     assert not [name for name, *_ in samples if name.startswith("throttled_store")]
+
+
+def test_a_limit_of_a_web_application_is_watched_in_all_its_scopes(exposed: Exposed) -> None:
+    limit = RateLimit("2/m", store=MemoryStore())
+    exposed.watch(limit, "pages")
+    app = RateLimitMiddleware(answer, rules={"/a": limit, "/b": limit})
+    client = TestClient(app, client=("203.0.113.5", 50000))
+    assert [client.get(path).status_code for path in ("/a", "/a", "/a", "/b")] == [
+        200,
+        200,
+        429,
+        200,
+    ]
+    assert exposed("throttled_decisions_total", limit="pages", outcome="allowed") == 3
+    assert exposed("throttled_decisions_total", limit="pages", outcome="refused") == 1
+    assert "203.0.113.5" not in exposed.text
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
