@@ -15,7 +15,7 @@ from http.client import HTTPConnection
 from itertools import pairwise
 from math import floor
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from docs.examples import quick_start
 from docs.examples.http_server import LimitedServer, get
@@ -87,17 +87,17 @@ def chart(counts: Iterable[int], top: int) -> str:
 Stamp = tuple[float, float, bool]
 
 
-class Watched:
+class Watched(Throttled):
     """A throttle with a stamp before and after each decision, which lies in between."""
 
-    def __init__(self, throttle: Throttled) -> None:
-        self.throttle = throttle
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.seen: dict[str, list[Stamp]] = {}
 
-    def limit(self, key: str, cost: int = 1) -> RateLimitResult:
+    def limit(self, key: str | None = None, cost: int = 1, *waiting: Any) -> RateLimitResult:
         before = time.monotonic()
-        result = self.throttle.limit(key, cost)
-        self.seen.setdefault(key, []).append((before, time.monotonic(), result.allowed))
+        result = super().limit(key, cost, *waiting)
+        self.seen.setdefault(key or "", []).append((before, time.monotonic(), result.allowed))
         return result
 
 
@@ -136,14 +136,15 @@ def shown(numbers: range) -> str:
 
 def show_quick_start() -> None:
     heading(1, "The quick start: 100,000 calls on 1,000 per second, burst 1,000, in memory")
-    watched = Watched(quick_start.throttle)
+    throttle = quick_start.throttle
+    watched = Watched(quota=throttle.quota, store=throttle.store)
     # The clock starts with a call of cost 100, so that the bucket cannot run over before the rest.
     watched.limit("user:42", cost=100)
     refused = sum(utils.Benchmark().serial(quick_start.call_api, 100_000))
     admitted = 100 + 100_000 - refused
     while watched.limit("user:42").allowed:
         admitted += 1
-    numbers = allowed(quick_start.throttle.quota, watched.seen["user:42"])
+    numbers = allowed(throttle.quota, watched.seen["user:42"])
     seconds = watched.seen["user:42"][-1][0] - watched.seen["user:42"][0][1]
     check(
         admitted in numbers,
@@ -389,7 +390,7 @@ def show_rules() -> None:
 def show_http() -> None:
     quota = Quota.parse("5/s burst 20")
     heading(5, "HTTP: a real server on localhost, 5 per second and client, burst 20")
-    watched = Watched(Throttled(quota=quota, store=MemoryStore()))
+    watched = Watched(quota=quota, store=MemoryStore())
     answers: dict[str, list[int]] = {"ann": [], "bob": [], "polite": []}
     pauses: list[int] = []
     early: list[int] = []

@@ -1,4 +1,4 @@
-"""An HTTP server that limits each client, standard library only.
+"""An HTTP server that limits each client, with nothing but the standard library.
 
 `python -m docs.examples.http_server` makes a few requests to itself;
 `python -m docs.examples.http_server 8000` serves on that port until interrupted.
@@ -6,69 +6,65 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Callable
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from throttled import Throttled
+from throttled.contrib.wsgi import RateLimit, RateLimitMiddleware, Request
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers 200, or 429 with `Retry-After` when the client's limit is reached."""
+def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """The application."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
+    return [b"hello\n"]
 
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body leave in one packet
-    server: LimitedServer
 
-    def do_GET(self) -> None:
-        # Name clients by what has been verified; a header that anybody can set is for show.
-        client = self.headers.get("X-Client") or self.client_address[0]
-        result = self.server.throttle.limit(client)
-        self.send_response(429 if result.limited else 200)
-        if result.limited:
-            # Retry-After is in whole seconds: rounded up, or the client comes back too soon.
-            self.send_header("Retry-After", str(math.ceil(result.state.retry_after)))
-        body = b"slow down\n" if result.limited else b"hello\n"
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+def client(request: Request) -> str:
+    # Name clients by what has been verified; a header that anybody can set is for show.
+    return request.header("X-Client") or request.peer or "unknown"
 
+
+class Handler(WSGIRequestHandler):
     def log_message(self, *args: Any) -> None:
         """Say nothing."""
 
 
-class LimitedServer(ThreadingHTTPServer):
-    """Serves on localhost in as many threads as there are connections; port 0 is any free one."""
+class LimitedServer(ThreadingMixIn, WSGIServer):
+    """Serves on localhost, a thread a request; port 0 is any free one."""
 
     daemon_threads = True
+    request_queue_size = 64
 
-    def __init__(self, throttle: Any, port: int = 0) -> None:
+    def __init__(self, limit: Any, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.throttle = throttle
+        self.set_app(RateLimitMiddleware(hello, RateLimit(limit, key=client)))
 
 
-def get(connection: HTTPConnection, client: str) -> tuple[int, int]:
+def get(connection: HTTPConnection, name: str) -> tuple[int, int]:
     """One request: the status, and the seconds of `Retry-After` (0 if it is not sent)."""
-    connection.request("GET", "/", headers={"X-Client": client})
+    connection.request("GET", "/", headers={"X-Client": name})
     response = connection.getresponse()
     response.read()
     return response.status, int(response.headers.get("Retry-After", 0))
 
 
 def main() -> None:
-    throttle = Throttled(quota="3/m")
-    with LimitedServer(throttle, int(sys.argv[1]) if len(sys.argv) > 1 else 0) as server:
+    with LimitedServer("3/m", int(sys.argv[1]) if len(sys.argv) > 1 else 0) as server:
         if len(sys.argv) > 1:
             server.serve_forever()
         Thread(target=server.serve_forever, daemon=True).start()
         connection = HTTPConnection("127.0.0.1", server.server_port)
-        for client in ("ann", "ann", "ann", "ann", "bob"):
-            status, retry_after = get(connection, client)
-            print(client, status, f"Retry-After: {retry_after}" if retry_after else "")
+        for name in ("ann", "ann", "ann", "ann", "bob"):
+            status, retry_after = get(connection, name)
+            print(name, status, f"Retry-After: {retry_after}" if retry_after else "")
+        connection.request("GET", "/", headers={"X-Client": "ann"})
+        response = connection.getresponse()
+        print(response.headers["RateLimit-Policy"], response.headers["RateLimit"])
+        print(response.read().decode())
         connection.close()
         server.shutdown()
 
