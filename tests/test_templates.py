@@ -344,7 +344,6 @@ def test_a_template_that_comes_to_nothing(store: MemoryStore) -> None:
         (lambda *args, **kwargs: "k", 1),
         ("plain", lambda *args, **kwargs: 1),
     ],
-    ids=str,
 )
 async def test_a_call_that_does_not_fit_gets_the_functions_own_error(
     store: MemoryStore, key: Any, cost: Any

@@ -16,6 +16,7 @@ import hypercorn.asyncio
 import pytest
 import uvicorn
 
+from tests.contract import PATIENT
 from tests.servers import HOST, PATIENCE, free_port, wait_until
 from throttled.asyncio import MemoryStore, RedisStore
 from throttled.contrib.asgi import RateLimitMiddleware
@@ -38,7 +39,7 @@ async def any_store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     server: Server = request.getfixturevalue("valkey")
     with server.client() as client:
         client.flushall()
-    made = RedisStore(server.url)
+    made = RedisStore(server.url, options=PATIENT)
     yield made
     await made.close()
 

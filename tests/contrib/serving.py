@@ -15,6 +15,7 @@ from wsgiref.validate import validator
 
 import pytest
 
+from tests.contract import PATIENT
 from tests.servers import HOST, Server, free_port
 from throttled import MemoryStore, RedisStore
 from throttled.testing import FakeClock
@@ -50,7 +51,7 @@ def any_store(request: pytest.FixtureRequest, clock: FakeClock) -> Iterator[Any]
         pytest.skip(f"there is no {request.param}-server here")
     with server.client() as client:
         client.flushall()
-    made = RedisStore(server=server.url, clock=clock)
+    made = RedisStore(server=server.url, options=PATIENT, clock=clock)
     yield made
     made.close()
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.contract import PATIENT
 from tests.contrib.enforcing import Enforcing
 from tests.servers import Server
 from throttled.asyncio import MemoryStore, RedisStore
@@ -140,7 +141,7 @@ async def test_every_hop_of_a_redirect_is_counted(server: Enforcing) -> None:
 
 @pytest.mark.server
 async def test_sessions_share_a_limit_on_a_server(server: Enforcing, valkey: Server) -> None:
-    store = RedisStore(valkey.url)
+    store = RedisStore(valkey.url, options=PATIENT)
     arguments: dict[str, Any] = {"key_prefix": "aiohttp", "key": "service", "timeout": -1}
     async with session("3/m", store=store, **arguments) as http:
         await status(http, server.url)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.contract import PATIENT
 from tests.contrib.calling import (
     App,
     any_store,
@@ -114,7 +115,7 @@ async def test_a_cost_that_can_never_fit_is_refused_without_a_time(store: Memory
 
 @pytest.mark.server
 async def test_a_limiter_made_at_import_serves_one_loop_after_the_other(valkey: Server) -> None:
-    store = RedisStore(valkey.url)
+    store = RedisStore(valkey.url, options=PATIENT)
     app = limited(RateLimit("2/h", store=store, scope="loops"))
 
     async def once() -> int:
@@ -236,7 +237,7 @@ async def test_several_limits_take_all_or_nothing(any_store: Any) -> None:
 
 @pytest.mark.server
 async def test_limits_of_different_stores_take_all_or_nothing(valkey: Server) -> None:
-    shared = RedisStore(valkey.url)
+    shared = RedisStore(valkey.url, options=PATIENT)
     first = RateLimit("10/h", store=MemoryStore(), scope="here")
     second = RateLimit("1/h", store=shared, scope="there")
     counting = RateLimit("9/h", store=shared, scope="401", count_when=lambda response: True)
@@ -252,7 +253,7 @@ async def test_limits_of_different_stores_take_all_or_nothing(valkey: Server) ->
 @pytest.mark.slow
 async def test_keys_of_different_nodes_of_a_cluster_take_all_or_nothing() -> None:
     with cluster(3) as nodes:
-        store = RedisStore(nodes.url())
+        store = RedisStore(nodes.url(), options=PATIENT)
         wide = RateLimit("50/h", store=store, scope="wide")
         app = limited([wide, RateLimit("1/h", store=store, scope="key", key=lambda r: r.path)])
         for number in range(10):

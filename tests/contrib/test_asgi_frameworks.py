@@ -32,6 +32,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
+from tests.contract import PATIENT
 from tests.contrib.calling import RateLimitMiddleware, call, dead_store, raw, scope_of, serving
 from tests.contrib.sites import Site, fastapi, litestar, litestar_wrapped, quart, starlette
 from throttled.asyncio import MemoryStore, RedisStore
@@ -66,7 +67,7 @@ async def test_the_quota_is_admitted_and_told(
         server = request.getfixturevalue("valkey")
         with server.client() as client:
             client.flushall()
-        store: Any = RedisStore(server.url)
+        store: Any = RedisStore(server.url, options=PATIENT)
     else:
         store = MemoryStore()
     site = make(limit="9/h", rules={"GET /items/{id}": "2/h"}, store=store)

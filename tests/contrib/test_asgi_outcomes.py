@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.contract import PATIENT
 from tests.contrib.calling import (
     App,
     any_store,
@@ -199,7 +200,7 @@ async def test_a_store_that_dies_before_the_outcome_leaves_the_answer_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with Server() as server:
-        store = RedisStore(server.url)
+        store = RedisStore(server.url, options=PATIENT)
 
         async def dying(scope: Any, receive: Any, send: Any) -> None:
             server.stop()

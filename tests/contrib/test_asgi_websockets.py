@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.contract import PATIENT
 from tests.contrib.calling import (
     Answer,
     App,
@@ -338,7 +339,7 @@ async def test_a_real_client_is_refused_with_a_429_and_told_of_its_limit(serve: 
 async def test_a_real_client_that_says_too_much_is_closed(serve: Any, valkey: Server) -> None:
     with valkey.client() as raw:
         raw.flushall()
-    store = RedisStore(valkey.url)
+    store = RedisStore(valkey.url, options=PATIENT)
     chat = Chat()
     app = limited(None, chat, messages="3/h", store=store)
     with serve(closing_at_the_end(app, store)) as port:

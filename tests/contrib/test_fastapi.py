@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 import throttled
+from tests.contract import PATIENT
 from tests.contrib.fastapi_apps import ANN, BOB, client, dead_store, limit, logged, own_store
 from throttled import MemoryStore, RateLimitResult
 from throttled.asyncio import RedisStore, Throttled
@@ -66,7 +67,7 @@ def test_a_route_admits_its_quota_and_says_when_to_come_back() -> None:
 
 
 async def test_tasks_at_once_are_admitted_just_the_quota_by_a_server(valkey: Server) -> None:
-    store = RedisStore(valkey.url)
+    store = RedisStore(valkey.url, options=PATIENT)
     app = FastAPI()
 
     @app.get("/{n}")

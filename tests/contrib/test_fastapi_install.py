@@ -14,6 +14,7 @@ from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
+from tests.contract import PATIENT
 from tests.contrib.fastapi_apps import (
     ANN,
     BOB,
@@ -307,7 +308,7 @@ def test_of_failures_at_once_no_more_than_the_quota_get_through() -> None:
 
 
 async def test_failures_count_on_a_server(valkey: Server) -> None:
-    store = RedisStore(valkey.url)
+    store = RedisStore(valkey.url, options=PATIENT)
     app = installed()
     guard = limit("3/h", store=store, key_prefix="fastapi-login", count_when=failed)
     app.post("/login")(guard(login))

@@ -9,6 +9,7 @@ import httpx
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.routing import Mount
 
+from tests.contract import PATIENT
 from tests.contrib.fastapi_apps import ANN, BOB, client, limit, logged, own_store
 from throttled import MemoryStore
 from throttled.asyncio import RedisStore
@@ -129,7 +130,7 @@ def test_the_layers_of_a_request_take_all_or_nothing() -> None:
 
 
 async def test_the_layers_take_all_or_nothing_of_a_server(valkey: Server) -> None:
-    store = RedisStore(valkey.url)
+    store = RedisStore(valkey.url, options=PATIENT)
     app, limits = layered(store=store, key_prefix="fastapi-layers")
     async with (
         own_store(store),

@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 import throttled.asyncio
+from tests.contract import PATIENT
 from tests.flavours import faults
 from tests.servers import HOST, Server, free_port
 from throttled import MemoryStore, RedisStore, Throttled
@@ -182,7 +183,9 @@ class Rig:
         self._stack = stack
 
     def redis(self, url: str) -> Any:
-        store: Any = (throttled.asyncio.RedisStore if self.asynchronous else RedisStore)(url)
+        store: Any = (throttled.asyncio.RedisStore if self.asynchronous else RedisStore)(
+            url, options=PATIENT
+        )
         self.stores.append(store)
         return store
 

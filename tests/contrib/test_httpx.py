@@ -16,6 +16,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import throttled.asyncio
+from tests.contract import PATIENT
 from tests.contrib.enforcing import Enforcing, Kind, Tells
 from tests.servers import Server, free_port
 from throttled import MemoryStore, Throttled
@@ -464,8 +465,8 @@ def test_a_fake_clock_moves_instead_of_waiting() -> None:
 def test_what_one_process_is_told_holds_for_all_on_its_server(valkey: Server) -> None:
     with (
         Enforcing(answer=answers(429, headers={"Retry-After": "60"})) as server,
-        RedisStore(valkey.url) as one,
-        RedisStore(valkey.url) as other,
+        RedisStore(valkey.url, options=PATIENT) as one,
+        RedisStore(valkey.url, options=PATIENT) as other,
         client(store=one, key_prefix="httpx-hold", timeout=-1) as http,
         client(store=other, key_prefix="httpx-hold", timeout=-1) as another,
     ):
@@ -481,7 +482,7 @@ def test_what_one_process_is_told_holds_for_all_on_its_server(valkey: Server) ->
 
 @pytest.mark.server
 async def test_a_wrong_guess_settles_on_a_server(valkey: Server) -> None:
-    store = throttled.asyncio.RedisStore(valkey.url)
+    store = throttled.asyncio.RedisStore(valkey.url, options=PATIENT)
     with Enforcing("log", 20, 1.0, "ietf") as server:
         async with async_client("100/s", store=store, key_prefix="httpx-settle") as http:
             await asyncio.gather(*[http.get(server.url) for _ in range(140)])

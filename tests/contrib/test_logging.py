@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import flavours, servers
+from tests.contract import PATIENT
 from tests.failing import LocalFailingStore
 from tests.flavours import Flavour
 from tests.servers import Server
@@ -140,7 +141,7 @@ def test_keys_that_a_store_hides_are_hidden_here(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, LOGGER)
-    with RedisStore(valkey.url, hash_keys=True) as store:
+    with RedisStore(valkey.url, options=PATIENT, hash_keys=True) as store:
         throttle = Throttled(store=store)
         throttle.observe(LogDecisions("login", keys=True))
         throttle.limit("a key to be hidden")

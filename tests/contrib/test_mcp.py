@@ -22,6 +22,7 @@ from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, Te
 from pydantic import BaseModel
 
 import throttled.asyncio
+from tests.contract import PATIENT
 from tests.flavours import faults
 from tests.servers import HOST, Server, free_port
 from throttled import MemoryStore
@@ -333,7 +334,7 @@ async def test_calls_at_once_are_admitted_exactly(
         counts: Any = store
     else:
         server: Server = request.getfixturevalue("server_named")(where)
-        counts = throttled.asyncio.RedisStore(server.url)
+        counts = throttled.asyncio.RedisStore(server.url, options=PATIENT)
     prefix = f"mcp-{decorated}"
     tools = shop(*[RateLimit("7/d", store=counts, key_prefix=prefix)] * decorated)
     if not decorated:

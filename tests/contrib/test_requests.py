@@ -14,6 +14,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 
+from tests.contract import PATIENT
 from tests.contrib.enforcing import Enforcing
 from tests.servers import Server
 from throttled import MemoryStore
@@ -159,7 +160,10 @@ def test_closing_the_session_closes_the_adapter_behind() -> None:
 
 @pytest.mark.server
 def test_sessions_share_a_limit_on_a_server(server: Enforcing, valkey: Server) -> None:
-    with RedisStore(valkey.url) as one, RedisStore(valkey.url) as other:
+    with (
+        RedisStore(valkey.url, options=PATIENT) as one,
+        RedisStore(valkey.url, options=PATIENT) as other,
+    ):
         arguments = {"key_prefix": "requests", "key": "service", "timeout": -1}
         with session("3/m", store=one, **arguments) as http:
             http.get(server.url)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.contract import PATIENT
 from throttled import Throttled
 from throttled.asyncio import Throttled as AsyncThrottled
 from throttled.asyncio import store as astore
@@ -44,12 +45,12 @@ def _held() -> int:
 def _visitor(url: str, asynchronous: bool) -> Iterator[Callable[[int, int], None]]:
     """What calls the limit of each key in a range twice."""
     if not asynchronous:
-        with RedisStore(url) as store:
+        with RedisStore(url, options=PATIENT) as store:
             limit_many: Any = Throttled(quota=QUOTA, store=store).limit_many
             yield lambda first, last: _visit(limit_many, first, last)
         return
     with asyncio.Runner() as runner:
-        astored = astore.RedisStore(url)
+        astored = astore.RedisStore(url, options=PATIENT)
         alimit_many: Any = AsyncThrottled(quota=QUOTA, store=astored).limit_many
         yield lambda first, last: _visit(lambda calls: runner.run(alimit_many(calls)), first, last)
         runner.run(astored.aclose())
