@@ -17,8 +17,8 @@ help: ## list the targets
 venv: .venv/dev ## make .venv with everything development needs
 
 .PHONY: test
-test: lint types .venv/dev ## check and test everything, real servers included
-	$(BIN)/python -m pytest $(ARGS)
+test: lint types .venv/dev ## check and test everything, real servers included, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: test-fast
 test-fast: .venv/dev ## test without real servers: memory and fakeredis only
