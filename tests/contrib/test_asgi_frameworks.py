@@ -157,13 +157,17 @@ async def test_a_request_body_is_passed_chunk_by_chunk(make: Make) -> None:
             while site.ran != ["0"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         if number > 2:
-            await asyncio.Event().wait()
+            await answered.wait()
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": b"%d" % (number - 1), "more_body": number < 2}
 
+    answered = asyncio.Event()
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            answered.set()
 
     await asyncio.wait_for(site.app(scope_of("/upload", "POST"), receive, send), 5)
     assert [each for each in site.ran if each] == ["0", "1"]

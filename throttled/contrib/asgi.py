@@ -222,7 +222,10 @@ class RateLimitMiddleware:
                 (b"content-length", str(len(body)).encode()),
             ],
         }
-        answer: list[Message] = [start, {"type": "http.response.body", "body": body}]
+        answer: list[Message] = [
+            start,
+            {"type": "http.response.body", "body": body, "more_body": False},
+        ]
         if request.scope["type"] == "websocket":
             if "websocket.http.response" in (request.scope.get("extensions") or ()):
                 answer = [{**each, "type": f"websocket.{each['type']}"} for each in answer]
