@@ -18,6 +18,7 @@ from tests.contrib.calling import (
     scope_of,
     statuses,
 )
+from tests.failing import LocalFailingStore
 from tests.servers import Server, cluster
 from throttled.asyncio import MemoryStore, RedisStore, Throttled
 from throttled.contrib.asgi import RateLimit
@@ -482,3 +483,13 @@ async def test_a_response_without_headers_is_told_of_too(store: MemoryStore) -> 
         await send({"type": "http.response.start", "status": 204})
 
     assert (await call(limited("2/m", bare, store=store))).left == 1
+
+
+async def test_a_store_of_this_process_may_fail_as_well() -> None:
+    store = LocalFailingStore()
+    app = limited("2/m", store=store, on_store_error="raise")
+    assert (await call(app)).status == 200
+    store.fail()
+    assert [(await call(app)).status for _ in range(2)] == [503, 503]
+    store.recover()
+    assert [(await call(app)).status for _ in range(2)] == [200, 429]

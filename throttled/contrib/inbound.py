@@ -167,7 +167,10 @@ class Passage:
         if decide is None or not cost:
             return False
         key = limit._read(request)
-        result = decide(key, cost, NOW)
+        try:
+            result = decide(key, cost, NOW)
+        except Exception:  # which `enter` meets again, and answers
+            return False
         if result.limited:
             return False
         self.acts.append(Act(((limit, throttle, key, cost),), result))
