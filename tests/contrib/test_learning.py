@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import cycle
 from math import inf
@@ -49,6 +50,23 @@ def lesson(*headers: tuple[str, str]) -> Lesson:
 )
 def test_retry_after_is_seconds_or_a_date(value: str, seconds: float) -> None:
     assert lesson(("Retry-After", value)) == Lesson(seconds)
+
+
+@pytest.mark.parametrize("field", ["RateLimit", "RateLimit-Policy", "X-RateLimit-Limit"])
+@pytest.mark.parametrize(
+    "value", [f'a;b={" " * 4000}!"', f'{"a;b=   ;" * 500}"', '"' * 4000, f'"{chr(92) * 4000}']
+)
+def test_nonsense_is_read_as_fast_as_sense(field: str, value: str) -> None:
+    sense = ('"burst";q=10;w=1, ' * 200)[:4000].rstrip(", ")
+    seconds = []
+    for each in (sense, value):
+        attempts = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            lesson((field, each))
+            attempts.append(time.perf_counter() - begun)
+        seconds.append(min(attempts))
+    assert seconds[1] < 10 * seconds[0]
 
 
 def test_a_date_counts_from_the_date_of_the_response() -> None:

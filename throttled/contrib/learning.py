@@ -64,12 +64,15 @@ _SECONDS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001
 
 _STRING: Final = r'"(?:[^"\\]|\\.)*"'
 _VALUE: Final = rf"(?:{_STRING}|[^\s;,\"=]*)"
+# A parameter's may be bytes, `:cHNzdA==:`. None has blanks in it: with those, what is wrong would
+# take quadratic time to be found so.
+_ARGUMENT: Final = rf"(?:{_STRING}|[^\s;,\"]*)"
 # An item: a string, token or number, perhaps with a value (`limit=100`), and its parameters.
 _ITEM: Final = re.compile(
-    rf"\s*(?P<name>{_STRING}|[^\s;,\"=]+)\s*(?:=\s*(?P<value>{_VALUE}))?"
-    rf"(?P<parameters>(?:\s*;\s*[^\s;,\"=]+(?:=(?:{_STRING}|[^;,\"]*))?)*)\s*(?:,|$)"
+    rf"\s*+(?P<name>{_STRING}|[^\s;,\"=]++)\s*+(?:=\s*+(?P<value>{_VALUE}))?"
+    rf"(?P<parameters>(?:\s*+;\s*+[^\s;,\"=]++(?:={_ARGUMENT})?)*+)\s*+(?:,|$)"
 )
-_PARAMETER: Final = re.compile(rf";\s*([^\s;,\"=]+)=({_STRING}|[^;,\"]*)")
+_PARAMETER: Final = re.compile(rf";\s*+([^\s;,\"=]++)=({_ARGUMENT})")
 
 _PREFIXES: Final = ("ratelimit-", "x-ratelimit-", "x-rate-limit-")
 
