@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeoutError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -64,7 +66,11 @@ class Callers:
 
     def wait(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The same, and what comes of it."""
-        return self.call(function, *args, **kwargs).result(30)
+        try:
+            return self.call(function, *args, **kwargs).result(30)
+        except FuturesTimeoutError:
+            faulthandler.dump_traceback()  # where everybody is
+            raise
 
     def store(self, *args: Any, **kwargs: Any) -> Any:
         """A store, closed in the end."""
