@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
+from queue import Queue
 from socketserver import ThreadingMixIn
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.util import setup_testing_defaults
@@ -32,6 +33,7 @@ __all__ = [
     "said",
     "serving",
     "statuses",
+    "three_of_ten",
     "warned_anew",
 ]
 
@@ -178,3 +180,17 @@ def ask(app: Any, path: str = "/", method: str = "GET", **more: Any) -> Answer:
 def asked(app: Any, number: int, *args: Any, **more: Any) -> list[int]:
     """The statuses of so many answers."""
     return [ask(app, *args, **more).status for _ in range(number)]
+
+
+def three_of_ten(get: Callable[[], tuple[Any, Any]], go_on: Event) -> None:
+    """Ask ten times at once what three may run, and fails with 401 when it may go on."""
+    answers: Queue[int] = Queue()
+    threads = [Thread(target=lambda: answers.put(get()[0].status)) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    # Three are running, and none has ended.
+    assert [answers.get(timeout=20) for _ in range(7)] == [429] * 7
+    go_on.set()
+    assert [answers.get(timeout=20) for _ in range(3)] == [401] * 3
+    for thread in threads:
+        thread.join(20)

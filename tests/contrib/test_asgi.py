@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from tests.contract import PATIENT
 from tests.contrib.calling import (
@@ -140,7 +141,6 @@ async def test_limits_can_be_switched_off(store: MemoryStore) -> None:
 
 
 def test_it_runs_on_trio_in_memory() -> None:
-    trio = pytest.importorskip("trio")
     app = limited("1/m")
     sent: list[Any] = []
 

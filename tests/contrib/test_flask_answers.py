@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from queue import Queue
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import flask
@@ -20,6 +20,7 @@ from tests.contrib.serving import (
     said,
     serving,
     statuses,
+    three_of_ten,
 )
 from throttled import MemoryStore, Throttled
 from throttled.contrib.flask import RateLimiter, RateLimitError
@@ -267,16 +268,7 @@ def test_requests_at_once_do_not_slip_through_while_their_outcome_is_unknown(app
         return "no", 401
 
     with serving(app) as get:
-        answers: Queue[int] = Queue()
-        threads = [Thread(target=lambda: answers.put(get()[0].status)) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        # Three are running, and none has ended.
-        assert [answers.get(timeout=20) for _ in range(7)] == [429] * 7
-        go_on.set()
-        assert [answers.get(timeout=20) for _ in range(3)] == [401] * 3
-        for thread in threads:
-            thread.join(20)
+        three_of_ten(get, go_on)
     assert running.qsize() == 3
 
 

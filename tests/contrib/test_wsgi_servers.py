@@ -22,6 +22,7 @@ from tests.contrib.serving import (
     environ_of,
     hello,
     serving,
+    three_of_ten,
 )
 from throttled import MemoryStore, Throttled
 from throttled.contrib.wsgi import RateLimitMiddleware
@@ -155,16 +156,7 @@ def test_requests_at_once_do_not_slip_through_while_their_outcome_is_unknown(
         slow, "3/h", count_when=lambda response: response.status_code == 401, store=store
     )
     with serving(app) as get:
-        answers: Queue[int] = Queue()
-        threads = [Thread(target=lambda: answers.put(get()[0].status)) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        # Three are running, and none has ended.
-        assert [answers.get(timeout=20) for _ in range(7)] == [429] * 7
-        go_on.set()
-        assert [answers.get(timeout=20) for _ in range(3)] == [401] * 3
-        for thread in threads:
-            thread.join(20)
+        three_of_ten(get, go_on)
     assert running.qsize() == 3
 
 

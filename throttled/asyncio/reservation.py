@@ -14,8 +14,16 @@ from throttled.store.policy import afinished
 
 logger = logging.getLogger("throttled")
 
-#: Seconds that giving back may take when the block was cancelled.
+#: Seconds that giving back may take when the caller was cancelled.
 _GIVE_BACK = 5.0
+
+
+async def seen_through(work: Awaitable[Any], what: str) -> None:
+    """Give something back though the caller is cancelled; `what` is logged if it takes too long."""
+    with anyio.move_on_after(_GIVE_BACK, shield=True) as scope:
+        await work
+    if scope.cancelled_caught:
+        logger.warning("%s within %g s", what, _GIVE_BACK)
 
 
 class Reservation(BaseReservation):
@@ -36,10 +44,8 @@ class Reservation(BaseReservation):
         await afinished(self._cancel())
 
     async def _left(self, error: BaseException | None) -> None:
-        with anyio.move_on_after(_GIVE_BACK, shield=True) as scope:
-            await afinished(self._leave(error is not None))
-        if scope.cancelled_caught:
-            logger.warning("A reservation could not be given back within %g s", _GIVE_BACK)
+        leaving = afinished(self._leave(error is not None))
+        await seen_through(leaving, "A reservation could not be given back")
 
 
 class Reserving:

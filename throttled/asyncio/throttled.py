@@ -16,7 +16,7 @@ from throttled import adjusting, switch
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.arguments import checked_calls, wait_of
 from throttled.asyncio.hooks import run_hooks
-from throttled.asyncio.reservation import Reservation, Reserving
+from throttled.asyncio.reservation import Reservation, Reserving, seen_through
 from throttled.base import BaseThrottled, Terms
 from throttled.decorator import alimited
 from throttled.exceptions import LimitedError
@@ -42,9 +42,6 @@ logger = logging.getLogger("throttled")
 # anyio loads its backend when it is first used, which would make the first wait late by 20 ms.
 with suppress(ImportError):
     import_module("anyio._backends._asyncio")
-
-#: Seconds that giving a cancelled promise back may take.
-_GIVE_BACK = 5.0
 
 
 def within_scopes(patience: float) -> float:
@@ -271,10 +268,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             if isinstance(store, Store):
                 store.withdraw(ticket)
                 return
-            with anyio.move_on_after(_GIVE_BACK, shield=True) as scope:
-                await store.withdraw(ticket)
-            if scope.cancelled_caught:
-                logger.warning("%s within %g s", what, _GIVE_BACK)
+            await seen_through(store.withdraw(ticket), what)
 
     async def _sleep(self, store: Any, microseconds: float) -> None:
         sleeper = store.sleeper

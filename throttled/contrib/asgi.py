@@ -20,8 +20,7 @@ from throttled.contrib.headers import FIELDS, Reset, Response, Style, merge
 from throttled.contrib.inbound import Passage, Refusal, Replies
 from throttled.contrib.keys import Incoming
 from throttled.contrib.limit import BaseRateLimit
-from throttled.contrib.rules import Rules, Scoped, check_used
-from throttled.exceptions import DataError
+from throttled.contrib.rules import Scoped, with_messages
 from throttled.store.policy import afinished
 
 __all__ = ["RateLimit", "RateLimitMiddleware", "Request", "Response"]
@@ -157,18 +156,10 @@ class RateLimitMiddleware:
             `store`, `using`, ...; see `RateLimit`. `scope` is that of `limit`.
         :raises DataError: for a wrong argument; the message names it.
         """
-        if limit is None and rules is None and messages is None:
-            raise DataError("Invalid limit: None, must be a limit unless rules= or messages= are.")
         self.app = app
-        self._rules = Rules(RateLimit, limit, rules, exclude, exempt, **defaults)
-        options = {name: each for name, each in defaults.items() if name != "scope"}
-        metered = {name: each for name, each in options.items() if name != "count_when"}
-        self._messages = Rules(
-            RateLimit, messages, None, exclude, exempt, scope="messages", **metered
+        self._rules, self._messages = with_messages(
+            RateLimit, limit, rules, messages, exclude, exempt, defaults
         )
-        check_used(options, self._rules, self._messages)
-        if any(each.count_when is not None for each in self._messages.limits):
-            raise DataError("Invalid messages: count_when= is for what has a response.")
         self._replies = Replies(headers, reset, problem)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -60,7 +60,7 @@ from throttled.contrib.headers import Header, Reset, Style
 from throttled.contrib.inbound import Passage, Refusal, Replies
 from throttled.contrib.keys import Incoming
 from throttled.contrib.limit import BaseRateLimit
-from throttled.contrib.rules import Rules, Scoped, check_used
+from throttled.contrib.rules import Scoped, with_messages
 from throttled.exceptions import DataError
 from throttled.store.policy import Flow, afinished, finished
 
@@ -193,13 +193,9 @@ class _Interceptor:
         kind = self._kind
         exclude = exclude if isinstance(exclude, str) else [*exclude]
         _check_methods(exclude, rules if isinstance(rules, Mapping) else ())
-        if limit is None and rules is None and messages is None:
-            raise DataError("Invalid limit: None, must be a limit unless rules= or messages= are.")
-        self._rules = Rules(kind, limit, rules, exclude, exempt, **defaults)
-        options = {name: each for name, each in defaults.items() if name != "scope"}
-        metered = {name: each for name, each in options.items() if name != "count_when"}
-        self._messages = Rules(kind, messages, None, exclude, exempt, scope="messages", **metered)
-        check_used(options, self._rules, self._messages)
+        self._rules, self._messages = with_messages(
+            kind, limit, rules, messages, exclude, exempt, defaults
+        )
         self._replies = Replies(headers, reset, asynchronous=kind._asynchronous)
         self._status: Any = None
         if status is not None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 from throttled._text import shown
+from throttled.contrib.identity import text_of
 from throttled.exceptions import DataError
 from throttled.result import Source
 
@@ -63,8 +64,8 @@ _MOST: Final = 10**15 - 1
 _UNTOLD: Final = frozenset({"shadow", "exempt", "disabled"})
 # Of these the state is not known but for its limit.
 _UNDECIDED: Final = frozenset({"allowed-by-policy", "denied-by-policy"})
-# The others.
-_DECIDED: Final = frozenset(get_args(Source)) - _UNTOLD - _UNDECIDED
+#: The others: a store has decided what binds the caller.
+DECIDED: Final = frozenset(get_args(Source)) - _UNTOLD - _UNDECIDED
 
 _PREFIX: Final = {"legacy": "RateLimit-", "x": "X-RateLimit-"}
 _LISTS: Final = ("ratelimit-policy", "ratelimit")
@@ -96,11 +97,7 @@ class Response:
     ) -> None:
         self.status_code = status_code
         #: By name in lower case; the last of several.
-        self.headers = {_text(name).lower(): _text(value) for name, value in headers}
-
-
-def _text(part: str | bytes) -> str:
-    return part if isinstance(part, str) else part.decode("latin-1")
+        self.headers = {text_of(name).lower(): text_of(value) for name, value in headers}
 
 
 def render(
@@ -168,7 +165,7 @@ def encoded(result: RateLimitResult) -> list[tuple[bytes, bytes]] | None:
         result.limited
         or plan is None
         or plan.kind == "joint"
-        or getattr(result, "_source", "memory") not in _DECIDED
+        or getattr(result, "_source", "memory") not in DECIDED
     ):
         return None
     _, _, remaining, reset_after = result.reply()

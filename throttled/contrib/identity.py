@@ -251,6 +251,11 @@ def hashed(value: str, secret: str | bytes | None = None) -> str:
     return digest(value)
 
 
+def text_of(part: str | bytes) -> str:
+    """The name or the value of a header, which ASGI has in bytes."""
+    return part if isinstance(part, str) else part.decode("latin-1")
+
+
 def _networks(trusted: Iterable[str | _Network | _Address] | None) -> tuple[_Network, ...]:
     """The networks of the proxies, those of IPv4-mapped addresses folded as addresses are."""
     if trusted is None:
@@ -290,10 +295,10 @@ def _forwarded(headers: Headers) -> tuple[list[str], list[str]]:
     for name, value in cast("Iterable[tuple[str | bytes, str | bytes]]", pairs):
         if len(name) not in (9, 15):  # most headers are others, and told by that
             continue
-        text = name if isinstance(name, str) else name.decode("latin-1")
+        text = text_of(name)
         lines = {"forwarded": forwarded, "x-forwarded-for": x_forwarded_for}.get(text.lower())
         if lines is not None:
-            lines.append(value if isinstance(value, str) else value.decode("latin-1"))
+            lines.append(text_of(value))
     return x_forwarded_for, forwarded
 
 

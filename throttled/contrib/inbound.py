@@ -33,6 +33,7 @@ from throttled._callables import name_of
 from throttled._text import shown
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.contrib.headers import (
+    DECIDED,
     PROBLEM_TYPE,
     Header,
     Reset,
@@ -57,8 +58,6 @@ logger = logging.getLogger("throttled")
 
 # Nothing was taken where one of these answered.
 _NOTHING_TAKEN: Final = frozenset({"exempt", "disabled", "allowed-by-policy"})
-# A store has decided what binds the caller.
-_DECIDED: Final = frozenset({"memory", "server", "fallback"})
 
 
 class Act:
@@ -230,7 +229,7 @@ class Passage:
                 continue
             with unheard("A request that does not count could not be given back"):
                 yield act.reservation.cancel()
-                if act.result.source in _DECIDED:
+                if act.result.source in DECIDED:
                     # Not a call, which observers would hear of.
                     act.result = yield throttle._ask(key, 0, LOOK)
 

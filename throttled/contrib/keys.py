@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from throttled._callables import checked_callable, is_async, name_of
 from throttled._text import shown
-from throttled.contrib.identity import ClientIP, Headers, client_ip, hashed, join
+from throttled.contrib.identity import ClientIP, Headers, client_ip, hashed, join, text_of
 from throttled.exceptions import DataError
 
 __all__ = ["By", "Incoming", "Key", "by_header", "by_route", "by_user", "combined"]
@@ -72,16 +72,12 @@ class Incoming:
         wanted = name.lower()
         pairs: Any = self.headers
         pairs = pairs.items() if hasattr(pairs, "items") else pairs
-        return [_text(value) for key, value in pairs if _text(key).lower() == wanted]
+        return [text_of(value) for key, value in pairs if text_of(key).lower() == wanted]
 
     def header(self, name: str) -> str | None:
         """The value of a header, its lines joined; None if it did not come."""
         lines = self.lines(name)
         return ", ".join(lines) if lines else None
-
-
-def _text(part: str | bytes) -> str:
-    return part if isinstance(part, str) else part.decode("latin-1")
 
 
 #: What a key is made of: see `reader`.

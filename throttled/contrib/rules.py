@@ -200,6 +200,28 @@ class Rules:
         return found
 
 
+def with_messages(
+    kind: type[BaseRateLimit],
+    limit: Any,
+    rules: Mapping[str, Any] | None,
+    messages: Any,
+    exclude: Iterable[str],
+    exempt: Callable[[Any], Any] | None,
+    defaults: Mapping[str, Any],
+) -> tuple[Rules, Rules]:
+    """The limits of requests, and those of the messages that come in on them."""
+    if limit is None and rules is None and messages is None:
+        raise DataError("Invalid limit: None, must be a limit unless rules= or messages= are.")
+    made = Rules(kind, limit, rules, exclude, exempt, **defaults)
+    options = {name: each for name, each in defaults.items() if name != "scope"}
+    metered = {name: each for name, each in options.items() if name != "count_when"}
+    metering = Rules(kind, messages, None, exclude, exempt, scope="messages", **metered)
+    check_used(options, made, metering)
+    if any(each.count_when is not None for each in metering.limits):
+        raise DataError("Invalid messages: count_when= is for what has a response.")
+    return made, metering
+
+
 def check_used(defaults: Iterable[str], *made: Rules) -> None:
     """`DataError` names what was said and nothing was made with: it would be without effect."""
     unused = sorted(set(defaults).difference(*[rules.used for rules in made]))
