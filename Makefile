@@ -57,6 +57,11 @@ demo: $(or $(wildcard .venv/dev),.venv/demo) ## see it work: quick start, six al
 vectors: .venv/dev ## write the golden vectors anew
 	$(BIN)/python -m tests.vectors.make
 
+.PHONY: proto
+proto: .venv/dev ## generate the stubs of the service anew
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
+	    throttled/service/v1/throttled.proto
+
 .PHONY: clean
 clean: ## remove .venv, caches and what was built
 	rm -rf .venv .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

@@ -13,6 +13,9 @@ __all__ = [
     "BaseThrottledError",
     "DataError",
     "LimitedError",
+    "OperationNotSupportedError",
+    "PolicyNotFoundError",
+    "ServiceUnavailableError",
     "SetUpError",
     "StateError",
     "StoreUnavailableError",
@@ -41,6 +44,21 @@ class StateError(BaseThrottledError):
 
 class StoreUnavailableError(BaseThrottledError):
     """The store's server did not answer, so the limit could not be decided."""
+
+
+class ServiceUnavailableError(StoreUnavailableError):
+    """The service that decides did not answer, or could not reach its store."""
+
+
+class PolicyNotFoundError(BaseThrottledError, KeyError):
+    """There is no policy of that name, in a policy file or in the service."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "There is no such policy."  # not its repr
+
+
+class OperationNotSupportedError(BaseThrottledError):
+    """A policy does not permit what was asked, or its rules leave nothing that it could mean."""
 
 
 class LimitedError(BaseThrottledError):

@@ -1,0 +1,1 @@
+"""The protocol of the service, version 1, and what `make proto` generates of it."""
