@@ -13,10 +13,10 @@ from throttled.store.base import new_lock
 from throttled.store.policy import FAILURES, Flow, finished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from throttled.result import RateLimitResult
-    from throttled.store.base import Change, Ticket
+    from throttled.store.base import Ticket
 
 logger = logging.getLogger("throttled")
 
@@ -91,14 +91,11 @@ class BaseReservation:
 
     def _settle(self, actual: object) -> Flow[None]:
         """Charge or give back the difference to what was used."""
-        used = check_amount("actual", actual)
-        yield from self._change(
-            [_changed(part, used - self.cost) for part, rule in self._parts() if rule.cost is None]
-        )
+        yield from self._close(check_amount("actual", actual))
 
     def _cancel(self) -> Flow[None]:
         """Give everything back."""
-        yield from self._change([_changed(part, -part.cost) for part, _ in self._parts()])
+        yield from self._close(None)
 
     def _leave(self, failed: bool) -> Flow[None]:
         """The block is over."""
@@ -113,33 +110,22 @@ class BaseReservation:
         except FAILURES as error:
             _log(error)
 
-    def _parts(self) -> Sequence[tuple[Ticket, Any]]:
-        ticket = self._taken.ticket
-        return [] if ticket is None else [*zip(ticket.parts, ticket.plan.rules, strict=True)]
-
-    def _change(self, changes: Sequence[Change]) -> Flow[None]:
+    def _close(self, actual: int | None) -> Flow[None]:
+        """What was used is known; None: nothing, by any rule."""
         # Before it is sent: whether it was counted may never be known, and it must not be twice.
         with _settling:
             if self._settled:
                 return
             self._settled = True
-        changes = [change for change in changes if change[2]]
-        if not changes:
+        ticket = self._taken.ticket
+        if ticket is None:
             return
-        assert self._taken.ticket is not None
         try:
-            yield self._taken.ticket.store.adjust_all(changes)
+            yield ticket.store.settle(ticket, actual)
         except FAILURES as error:
             if self._raises:
                 raise
             _log(error)
-
-
-def _changed(part: Ticket, delta: int) -> Change:
-    """What settles a part: the rest goes back to the slot it was taken for, where the algorithm
-    knows slots; the excess is charged as of now, however long ago that was."""
-    slot = part.slot if delta < 0 and part.plan.dated else None
-    return part.plan, part.key, delta, slot
 
 
 def _log(error: Exception) -> None:

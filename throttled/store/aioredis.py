@@ -215,6 +215,14 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
         """Charge or give back several in one round trip; says of each whether it changed."""
         return await self._heard(self._to_adjust_all(changes), changes)
 
+    async def adjust_once(
+        self, plan: Plan, key: str, mark: str, seconds: float, changes: Sequence[Change]
+    ) -> list[bool] | None:
+        """The same, unless it was done before: see `Store.adjust_once`."""
+        ask = self._to_adjust_once(plan, key, mark, seconds, changes)
+        await asyncio.shield(self._send(ask))
+        return self._changed_once(ask, changes)
+
     async def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
         """Forget several in one round trip."""
         await self._heard(self._to_reset_all(names), names)

@@ -134,6 +134,24 @@ def joint_result(
     return result
 
 
+def changes_of(ticket: Ticket, actual: int | None) -> list[Change]:
+    """What settles a ticket, of which `actual` was used: rules with a fixed cost keep it. None: all
+    goes back, by every rule.
+
+    The rest goes back to the slot it was taken for, where the algorithm knows slots; an excess is
+    charged as of now, however long ago that was.
+    """
+    changes: list[Change] = []
+    for part, rule in zip(ticket.parts, ticket.plan.rules, strict=True):
+        if actual is not None and rule.cost is not None:
+            continue
+        delta = (actual or 0) - part.cost
+        slot = part.slot if delta < 0 and part.plan.dated else None
+        if delta:
+            changes.append((part.plan, part.key, delta, slot))
+    return changes
+
+
 def answer_of(reply: Reply, plan: Plan, cost: int, patience: float, source: Source) -> Answer:
     """What a store's reply to a call comes to."""
     wait = reply[1]
@@ -193,6 +211,15 @@ class _AnyStore:
     def hold(self, hold: Plan, key: str) -> None:
         """A penalty was set: callers who wait for that key here are to look again."""
 
+    def adjust_all(self, changes: Sequence[Change]) -> Any:
+        """Charge or give back several at once; says of each whether anything was changed."""
+        raise NotImplementedError
+
+    def settle(self, ticket: Ticket, actual: int | None) -> Any:
+        """Charge or give back what settles a ticket: see `changes_of`."""
+        changes = changes_of(ticket, actual)
+        return self.adjust_all(changes) if changes else []
+
 
 class Store(_AnyStore, ABC):
     """What a store offers to sync code; a `local` one to async code as well.
@@ -247,6 +274,14 @@ class Store(_AnyStore, ABC):
     def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         """Charge or give back several at once; says of each whether anything was changed."""
         return [self.adjust(*change) for change in changes]
+
+    def adjust_once(
+        self, plan: Plan, key: str, mark: str, seconds: float, changes: Sequence[Change]
+    ) -> list[bool] | None:
+        """The same as `adjust_all`, in one step with a mark that lasts so long; None, and nothing
+        done, if the mark was there. It lies beside what the plan keeps of the key, which all
+        changes are of."""
+        raise unable(self)
 
     def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
         """Forget several at once, each a plan and a key."""
@@ -305,6 +340,11 @@ class AsyncStore(_AnyStore, ABC):
     async def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         return [await self.adjust(*change) for change in changes]
 
+    async def adjust_once(
+        self, plan: Plan, key: str, mark: str, seconds: float, changes: Sequence[Change]
+    ) -> list[bool] | None:
+        raise unable(self)
+
     async def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
         for plan, key in names:
             await self.reset(plan, key)
@@ -336,7 +376,7 @@ def unable(store: object) -> SetUpError:
     return SetUpError(
         f"A {type(store).__name__} decides by one rule at a time. Several rules, a cost of their "
         f"own, hold=True, reserve() and limit_all() take a MemoryStore, a RedisStore, or a store "
-        f"of yours with admit_all()."
+        f"of yours with admit_all(), and with adjust_once() if a service is to use it."
     )
 
 

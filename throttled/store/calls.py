@@ -272,6 +272,35 @@ class RedisCalls(JointCalls[AskT]):
     def _to_adjust_all(self, changes: Sequence[Change]) -> list[AskT]:
         return [self._to_adjust(*change) for change in changes]
 
+    def _to_adjust_once(
+        self, plan: Plan, key: str, mark: str, seconds: float, changes: Sequence[Change]
+    ) -> AskT:
+        wording = self._wording(plan)
+        names = [wording.mark(key, mark)]
+        groups = [wording.to_mark(seconds * 1e6, len(changes))]
+        for each, name, delta, slot in changes:
+            self._denials.forget(each, name)
+            wording = self._wording(each)
+            names.append(wording.bulk(name))
+            groups.append(wording.to_adjust(delta, slot))
+        ask = self.ask(b"".join(names), b"".join(groups), self._now())
+        ask.width = len(names)
+        return ask
+
+    def _changed_once(self, ask: Ask, changes: Sequence[Change]) -> list[bool] | None:
+        """What came of adjustments with a mark; raises what stands in the place of one."""
+        for each in changes:
+            self._denials.forget(each[0], each[1])
+        groups = ask.groups
+        if not is_list(groups):
+            raise (
+                groups if isinstance(groups, BaseThrottledError) else group_error(ask.name, groups)
+            )
+        for name, found in zip(ask.names, groups, strict=True):
+            if type(found) is not int:
+                raise found if isinstance(found, BaseThrottledError) else group_error(name, found)
+        return [bool(found) for found in groups[1:]] if groups[0] else None
+
     def _to_reset_all(self, names: Sequence[tuple[Plan, str]]) -> list[AskT]:
         return [self._to_reset(plan, key) for plan, key in names]
 

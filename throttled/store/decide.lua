@@ -10,8 +10,10 @@
 --   adjust  a = delta     b = slot in µs, '' = the newest
 --   undo    a = written   b = before, both as an admit replied them
 --   reset   a = b = ''    deletes the key, whatever it holds
--- A group's reply stands in its own place: an array (admit, ticket), 1 or 0 (adjust, undo, reset:
--- was anything changed), or a string that says what is wrong. Each group is read in full before its
+--   once    a = µs        b = how many of the next groups are done only if the key, a mark that lasts
+--           so long, was not there; else they reply 0 as this does. Never between groups with a '+'.
+-- A group's reply stands in its own place: an array (admit, ticket), 1 or 0 (adjust, undo, reset,
+-- once: was anything changed), or a string that says what is wrong. Each group is read in full before its
 -- first write, so a bad one changes nothing; of those that go together, all are.
 --
 -- A rule's file sets `fields`, how many numbers its state has, and `rule`, which decides by them:
@@ -48,7 +50,7 @@ while i <= count do
     a, b = a + 0, b + 0
   elseif op == 'adjust' then
     a, b = a + 0, tonumber(b)
-  elseif op ~= 'undo' and op ~= 'reset' then
+  elseif op ~= 'undo' and op ~= 'reset' and op ~= 'once' then
     ticket, more = op ~= 'admit+', op ~= 'ticket'
     a, b, op = a + 0, b + 0, 'admit'
     if more and not from then
@@ -72,6 +74,13 @@ while i <= count do
   if op == 'reset' then
     reply = try('DEL', key)
     if type(reply) == 'table' then reply = reply.err end
+  elseif op == 'once' then
+    reply = try('SET', key, 1, 'NX', 'PX', -floor(-a / 1000) + longer)
+    reply = not reply and 0 or reply.err or 1
+    if reply ~= 1 then
+      for m = i, i + b do replies[m] = reply end
+      i = i + b
+    end
   elseif not fields then
     local fine
     fine, wait, remaining, reset_after, after, before =

@@ -18,12 +18,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cachetools import TLRUCache
+
 from throttled.algorithms.plan import LOOK, NOW, Joint, Plan
 from throttled.exceptions import DataError, SetUpError
 from throttled.result import RateLimitResult
 from throttled.store.base import (
     Answer,
     Call,
+    Change,
     Outcome,
     Reply,
     Ticket,
@@ -75,6 +78,7 @@ class MemoryStore(JointMemory):
         self._table = Table(size)
         self._cells = self._table.cells
         self._waiting = Waiting()
+        self._marks: TLRUCache[tuple[str, str], float] | None = None
         #: The clock, when it can sleep as well.
         self.sleeper = sleeper_of(clock)
         self._steady = clock is None  # never steps back, so a refusal never writes
@@ -239,6 +243,24 @@ class MemoryStore(JointMemory):
                         return True
             elif self._commit(name, plan, cell, state, (new, added) if plan.appends else new, now):
                 return True
+
+    def adjust_once(
+        self, plan: Plan, key: str, mark: str, seconds: float, changes: Sequence[Change]
+    ) -> list[bool] | None:
+        """The same for several, unless it was done before: see `Store.adjust_once`.
+
+        Of as many marks as the store may hold keys, the oldest is the first to go.
+        """
+        with self._lock:
+            if self._marks is None:
+                # Apart from the keys, which a flood of marks would push out.
+                size = self._table.maxsize
+                self._marks = TLRUCache(size, lambda _, until, now: until, lambda: self.now() / 1e6)
+            name = plan.prefix + getattr(key, "slot", key), mark
+            if name in self._marks:
+                return None
+            self._marks[name] = self.now() / 1e6 + seconds
+        return self.adjust_all(changes)
 
     def undo(self, ticket: Ticket) -> bool:
         """Put back the state before a promise, if nobody came after; says whether it did."""

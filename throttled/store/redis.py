@@ -231,6 +231,13 @@ class RedisStore(RedisCalls[SyncAsk], Store):
         """Charge or give back several in one round trip; says of each whether it changed."""
         return self._changed_all(self._sent(self._to_adjust_all(changes)), changes)
 
+    def adjust_once(
+        self, plan: Plan, key: str, mark: str, seconds: float, changes: Sequence[Change]
+    ) -> list[bool] | None:
+        """The same, unless it was done before: see `Store.adjust_once`."""
+        ask = self._to_adjust_once(plan, key, mark, seconds, changes)
+        return self._changed_once(self._sent([ask])[0], changes)
+
     def reset_all(self, names: Sequence[tuple[Plan, str]]) -> None:
         """Forget several in one round trip."""
         self._changed_all(self._sent(self._to_reset_all(names)), names)

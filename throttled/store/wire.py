@@ -167,6 +167,7 @@ class Wording(_Wording):
         "_join",
         "_join_ticket",
         "_names",
+        "_once",
         "_prefix",
         "_ticket",
         "_undo",
@@ -186,10 +187,14 @@ class Wording(_Wording):
             self._join,
             self._ticket,
             self._join_ticket,
+            self._once,
             reset,
         ) = (
             bulk(op) + rest
-            for op in (b"admit", b"adjust", b"undo", b"admit+", b"ticket", b"ticket+", b"reset")
+            for op in (
+                *(b"admit", b"adjust", b"undo", b"admit+", b"ticket", b"ticket+"),
+                *(b"once", b"reset"),
+            )
         )
         #: The group that forgets a key.
         self.to_reset = reset + bulk(b"") + bulk(b"")
@@ -208,6 +213,15 @@ class Wording(_Wording):
             if len(key) <= _LONG:
                 self._names[key] = name
         return name
+
+    def mark(self, key: str, mark: str) -> bytes:
+        """A mark in the slot of a key, as Redis reads it. Not kept: it will not be asked for again.
+
+        `mark` needs no escaping, and is nobody's secret.
+        """
+        write = escaped if self._digest is None else self._digest
+        text = f"{write(getattr(key, 'slot', key))}}}:{mark}"
+        return bulk(self._prefix + text.encode("utf-8", "surrogatepass"))
 
     def _name(self, key: str) -> bytes:
         """What follows the brace that opens the hash tag."""
@@ -233,6 +247,11 @@ class Wording(_Wording):
 
     def to_adjust(self, delta: int, slot: float | None) -> bytes:
         return self._adjust + bulk(whole(delta)) + bulk(b"" if slot is None else whole(slot))
+
+    def to_mark(self, lasts: float, count: int) -> bytes:
+        """The group without which the next `count` are not done: its key is new, and stays so many
+        µs."""
+        return self._once + bulk(whole(lasts)) + bulk(whole(count))
 
     def to_undo(self, written: bytes, before: bytes) -> bytes:
         return self._undo + bulk(written) + bulk(before)
