@@ -58,6 +58,8 @@ def use(made: Any, url: str, options: Any = None, keys: Sequence[str] = ("key",)
                     assert await value(store.undo(first))
                     assert await value(store.adjust(plan, key, 2))
                     assert await value(store.adjust(plan, key, -1))
+                    changes = [(plan, key, 1, None)]
+                    assert await value(store.adjust_once(plan, key, "m", 0.001, changes)) == [True]
                     await value(store.reset(plan, key))
         finally:
             await value(store.close())

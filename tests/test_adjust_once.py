@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.contract import FOREVER, STORES, Kind, Rig
-from tests.servers import Server
+from tests.servers import Server, cluster
 from throttled import MemoryStore, Quota, RedisStore
 from throttled.algorithms.plan import ALGORITHMS, make_plan
 from throttled.arguments import Key
@@ -143,6 +143,19 @@ def test_sixteen_threads_do_it_once(rig: Rig) -> None:
         thread.join()
     assert sorted(done, key=bool) == [None] * 15 + [[True]]
     assert rig.look(plan, "k")[1] == 600
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_marks_lie_where_their_keys_do() -> None:
+    with cluster(3) as nodes, RedisStore(f"redis+cluster://127.0.0.1:{nodes[0].port}") as store:
+        plans = [make_plan(name, Quota.parse("10/m")) for name in ("gcra", "sliding_window_log")]
+        for number in range(20):
+            key = f"user:{number}"
+            changes = [(plan, key, 3, None) for plan in plans]
+            assert store.adjust_once(plans[0], key, "m", 60.0, changes) == [True, True]
+            assert store.adjust_once(plans[0], key, "m", 60.0, changes) is None
+            assert [store.run(plan, key, 0, 0.0)[2] for plan in plans] == [7, 7]
 
 
 def test_a_store_that_cannot_says_so() -> None:
