@@ -53,9 +53,9 @@ def nothing_taken(level: Level, key: str) -> Ticket:
 def shadowed(result: RateLimitResult) -> None:
     """Let a refused call pass: the limit is not enforced."""
     result._views()
-    result._would = result.limited
-    result.limited = False
-    result._source = "shadow"
+    # Past the class, for one that nothing else can be set on.
+    for name, value in (("_would", result.limited), ("limited", False), ("_source", "shadow")):
+        object.__setattr__(result, name, value)
 
 
 @contextmanager

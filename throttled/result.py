@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
@@ -278,6 +278,26 @@ class RateLimitResult:
         return (
             f"RateLimitResult(limited={self.limited}, state={self.state!r}, source={self.source!r})"
         )
+
+
+class FrozenResult(RateLimitResult):
+    """A result that was decided elsewhere: its fields cannot be set."""
+
+    __slots__ = ()
+
+    @classmethod
+    def told(
+        cls, limited: bool, source: Source, view: View, would_limit: bool | None = None
+    ) -> Self:
+        result: Any = RateLimitResult.told(limited, source, view, would_limit)
+        result.__class__ = cls
+        return cast("Self", result)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
 
 def state_of(look: Sequence[Any], capacity: int) -> RateLimitState:

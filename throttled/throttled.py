@@ -74,8 +74,9 @@ class Throttled(BaseThrottled[Store]):
             # The common case, in as few steps as can be.
             decide = self._decide
             answer = decide(key, cost, self._patience)
-            if type(answer) is RateLimitResult:
-                return answer
+            if type(answer) is not tuple:
+                result: RateLimitResult = answer
+                return result
             patience = self._patience
         else:
             key, cost, patience = self._call(key, cost, timeout, deadline)

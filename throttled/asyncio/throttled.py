@@ -105,8 +105,9 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
             return answer
         if type(answer) is not tuple:
             answer = await answer
-            if type(answer) is RateLimitResult:
-                return answer
+            if type(answer) is not tuple:
+                result: RateLimitResult = answer
+                return result
         return await afinished(self._served(key, cost, patience, answer))
 
     async def limit_many(self, calls: Iterable[str | tuple[str, int]]) -> list[RateLimitResult]:

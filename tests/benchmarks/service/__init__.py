@@ -1,0 +1,1 @@
+"""How fast the service is, as shares of what gRPC itself does."""
