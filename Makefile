@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: venv
 venv: .venv/dev ## make .venv with everything development needs
@@ -44,6 +44,10 @@ bench: .venv/dev ## the benchmarks, as ratios
 bench-web: .venv/dev ## requests per second of one route, behind this and other limiters
 	$(BIN)/python -m tests.benchmarks.web $(ARGS)
 
+.PHONY: bench-service
+bench-service: .venv/dev ## decisions per second of the service, to a bare gRPC echo
+	$(BIN)/python -m tests.benchmarks.service $(ARGS)
+
 .PHONY: faults
 faults: .venv/dev ## real faults under load: the tables of docs/reliability.md
 	$(BIN)/python -m tests.faults
@@ -56,6 +60,10 @@ demo: $(or $(wildcard .venv/dev),.venv/demo) ## see it work: quick start, six al
 .PHONY: vectors
 vectors: .venv/dev ## write the golden vectors anew
 	$(BIN)/python -m tests.vectors.make
+
+.PHONY: contract
+contract: vectors ## write the vectors anew, and record this version of the contract
+	$(BIN)/python -m throttled.contract $(ARGS)
 
 .PHONY: proto
 proto: .venv/dev ## generate the stubs of the service anew

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.contract import STORES, Kind, Rig
-from tests.vectors.make import JOINTS, make
+from tests.vectors.make import HERE, JOINTS, make
 from tests.vectors.timeline import JointReplay, Replay
 from throttled.algorithms.plan import ALGORITHMS
 
-HERE = Path(__file__).parent / "vectors"
 #: The async stores put the same bytes on the wire: on one server it shows.
 REPLAYED = [
     param for param in STORES if not param.values[0].asynchronous or str(param.id) == "valkey-async"

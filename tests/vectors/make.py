@@ -12,7 +12,8 @@ from tests.vectors.joints import joint_timelines
 from tests.vectors.timeline import FOREVER, START, Timeline, document
 from throttled.algorithms.plan import ALGORITHMS, RULES
 
-HERE = Path(__file__).parent
+#: They are part of the contract: see `throttled.contract`.
+HERE = Path(throttled.__file__).parent / "contract" / "vectors"
 #: The name of the file of several rules.
 JOINTS = "joints"
 
@@ -341,4 +342,4 @@ def make(algorithm: str) -> str:
 if __name__ == "__main__":
     for algorithm in (*ALGORITHMS, JOINTS):
         (HERE / f"{algorithm}.json").write_text(make(algorithm), "utf-8")
-        print(f"tests/vectors/{algorithm}.json")
+        print(f"throttled/contract/vectors/{algorithm}.json")
