@@ -34,7 +34,7 @@ def test_all_is_right(name: str | None) -> None:
 
 
 def test_what_the_namespaces_share_and_what_not() -> None:
-    differing = {"Hook", "Reservation", "Throttled", "RedisStore", "store"}
+    differing = {"Hook", "Reservation", "Throttled", "RedisStore", "load", "store"}
     for name in throttled.__all__:
         same = getattr(throttled, name) is getattr(throttled.asyncio, name)
         assert same != (name in differing), name

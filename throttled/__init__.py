@@ -12,6 +12,7 @@
 from throttled import exceptions, rate_limiter, store, utils
 from throttled.arguments import Key
 from throttled.hooks import Event, Hook, HookContext
+from throttled.policies import load
 from throttled.quota import (
     Quota,
     Rate,
@@ -48,6 +49,7 @@ __all__ = [
     "Rule",
     "Throttled",
     "exceptions",
+    "load",
     "per_day",
     "per_duration",
     "per_hour",

@@ -364,7 +364,8 @@ class BaseThrottled(Generic[StoreT]):
 
     def _free(self, source: Literal["disabled", "exempt", "shadow"]) -> RateLimitResult:
         """A result of nobody having been asked."""
-        plan = None if self._terms is None else self._terms.plan.joint
+        terms = self._terms
+        plan = None if terms is None else terms.plan.joint
         limits = [MAX_LIMIT] if plan is None else [each.capacity for each in plan.plans]
         states = tuple([RateLimitState(limit, limit, 0.0, 0.0) for limit in limits])
         rules = () if plan is None else plan.rules
@@ -487,14 +488,16 @@ class BaseThrottled(Generic[StoreT]):
         self, key: str, cost: int, patience: float, taken: Taken, deciding: Stopwatch
     ) -> Flow[RateLimitResult]:
         """A decision, with whom it exempts and what it only pretends."""
-        if self.exempt is not None and (yield self.exempt(key)):
+        # Read once: a quota may be replaced meanwhile, and a policy with all that it says.
+        exempt, enforce = self.exempt, self.enforce
+        if exempt is not None and (yield exempt(key)):
             return self._free("exempt")
         try:
             with deciding:
                 answer = yield from self._asked(key, cost, patience, taken)
             if isinstance(answer, RateLimitResult):
                 result = answer
-            elif self.enforce:
+            elif enforce:
                 if self._events is not None:
                     try:
                         yield self._events.waits(self, key, cost, answer[1] / 1e6)
@@ -507,10 +510,10 @@ class BaseThrottled(Generic[StoreT]):
                 yield answer[0].store.arrived(answer[0])
                 result = served(answer)
         except FAILURES:
-            if self.enforce:
+            if enforce:
                 raise
             result = self._free("shadow")
-        if not self.enforce:
+        if not enforce:
             shadowed(result)
         return result
 
@@ -524,7 +527,8 @@ class BaseThrottled(Generic[StoreT]):
 
     def _context(self, key: str, cost: int) -> HookContext:
         """What hooks are told of a call."""
-        rules = () if self._terms is None else self._terms.plan.rules
+        terms = self._terms
+        rules = () if terms is None else terms.plan.rules
         names = dict.fromkeys([rule.using or self._using for rule in rules]) or [self._using]
         return HookContext(key, cost, ", ".join(names), store_type_of(self.store))
 
@@ -532,18 +536,14 @@ class BaseThrottled(Generic[StoreT]):
         """The outcomes of calls that do not wait."""
         if not switch.enabled():
             return [self._free("disabled") for _ in asked]
-        if (
-            self._terms is not None
-            and self.exempt is None
-            and self._events is None
-            and self.enforce
-        ):
-            return (yield from self._terms.policy.outcomes(asked))
+        terms, exempt, enforce = self._terms, self.exempt, self.enforce
+        if terms is not None and exempt is None and self._events is None and enforce:
+            return (yield from terms.policy.outcomes(asked))
         outcomes: list[Any] = [None] * len(asked)
         # By quota, each in the order of the calls: one key has one quota.
         groups: dict[int, tuple[Terms, list[int]]] = {}
         for place, (key, _) in enumerate(asked):
-            if self.exempt is not None and (yield self.exempt(key)):
+            if exempt is not None and (yield exempt(key)):
                 outcomes[place] = self._free("exempt")
             else:
                 terms = yield from self._terms_of(key)
@@ -556,10 +556,10 @@ class BaseThrottled(Generic[StoreT]):
                 outcomes[place] = answer
         for place, (key, cost) in enumerate(asked):
             outcome = outcomes[place]
-            if isinstance(outcome, FAILURES) and not self.enforce:
+            if isinstance(outcome, FAILURES) and not enforce:
                 outcomes[place] = outcome = self._free("shadow")
             if isinstance(outcome, RateLimitResult):
-                if not self.enforce and outcome.source != "exempt":
+                if not enforce and outcome.source != "exempt":
                     shadowed(outcome)
                 if self._events is not None:
                     took = 0.0 if outcome.source == "exempt" else deciding.seconds

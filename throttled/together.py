@@ -71,7 +71,8 @@ def limit_all(pairs: Sequence[Pair], patience: float) -> Flow[RateLimitResult]:
     shadows: list[Pair] = []
     for pair in pairs:
         throttle, key, cost = pair
-        if throttle.exempt is not None and (yield throttle.exempt(key)):
+        exempt = throttle.exempt
+        if exempt is not None and (yield exempt(key)):
             continue
         (counted if throttle.enforce else shadows).append(pair)
     waited = 0.0

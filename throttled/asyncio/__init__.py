@@ -13,6 +13,7 @@ from throttled import exceptions, rate_limiter, utils
 from throttled.arguments import Key
 from throttled.asyncio import store
 from throttled.asyncio.hooks import Event, Hook, HookContext
+from throttled.asyncio.policies import load
 from throttled.asyncio.reservation import Reservation
 from throttled.asyncio.store import MemoryStore, RedisStore
 from throttled.asyncio.throttled import Throttled
@@ -47,6 +48,7 @@ __all__ = [
     "Rule",
     "Throttled",
     "exceptions",
+    "load",
     "per_day",
     "per_duration",
     "per_hour",

@@ -88,13 +88,9 @@ class BaseRateLimit:
             self._quota: Any = limit
             self._prefix = key_prefix
             self._options = options
-        first = self._given or self._made(key_prefix)
+        self._first = first = self._given or self._made(key_prefix)
         self._amount = _amount(first)
         _check_fits(self.cost, first)
-        #: Where it counts.
-        self.store: Any = first.store
-        #: What is done when the store fails.
-        self.on_store_error: Any = first.on_store_error
         # Whether the store may decide it together with others.
         single = type(self.store).admit_all in (Store.admit_all, AsyncStore.admit_all)
         if single and self.count_when is not None:
@@ -128,6 +124,18 @@ class BaseRateLimit:
         for observer in self._observers:
             made.observe(observer)
         return made
+
+    # A `Throttled` of a policy file has others when the file says so.
+
+    @property
+    def store(self) -> Any:
+        """Where it counts."""
+        return self._first.store
+
+    @property
+    def on_store_error(self) -> Any:
+        """What is done when the store fails."""
+        return self._first.on_store_error
 
     def __repr__(self) -> str:
         limit = repr(self._given) if self._given else shown(self._quota)
