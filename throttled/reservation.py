@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from throttled._text import shown
 from throttled.arguments import check_amount
-from throttled.exceptions import DataError, LimitedError
+from throttled.exceptions import BaseThrottledError, DataError, LimitedError
 from throttled.store.base import new_lock
 from throttled.store.policy import FAILURES, Flow, finished
 
@@ -107,7 +107,7 @@ class BaseReservation:
         """Cancel it, where the caller has to hear of something else."""
         try:
             yield from self._cancel()
-        except FAILURES as error:
+        except BaseThrottledError as error:
             _log(error)
 
     def _close(self, actual: int | None) -> Flow[None]:

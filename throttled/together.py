@@ -15,7 +15,7 @@ from throttled import switch
 from throttled._text import shown
 from throttled.algorithms.plan import LOOK, NOW, Joint, Plan
 from throttled.arguments import Key, check_cost, check_key
-from throttled.exceptions import DataError
+from throttled.exceptions import DataError, OperationNotSupportedError
 from throttled.hooks import Stopwatch
 from throttled.result import RateLimitResult
 
@@ -50,6 +50,9 @@ def all_pairs(pairs: Any, cost: object, slot: object, kind: type[Any]) -> list[P
         checked.append((pair[0], key, check_cost(pair[2]) if len(pair) == 3 else cost))
     if not checked:
         raise DataError("Invalid pairs: [], must be at least one (throttle, key) pair.")
+    for throttle, _, _ in checked:
+        if throttle.store.apart is not None:
+            raise OperationNotSupportedError(throttle.store.apart)
     first = checked[0][0]
     if any(
         throttle.store is not first.store or throttle.on_store_error != first.on_store_error

@@ -96,7 +96,8 @@ class BaseRateLimit:
         if single and self.count_when is not None:
             raise unable(self.store)
         plain = not first.hooks and first.exempt is None
-        self._joins = plain and not single and self.count_when is None
+        joins = plain and not single and self.store.apart is None
+        self._joins = joins and self.count_when is None
         # Whether a request says at once what is asked for it: see `at_hand`.
         self._plain = exempt is None and not callable(cost) and isinstance(self.key, ClientIP)
         self._told_at = -inf

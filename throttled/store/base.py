@@ -192,6 +192,8 @@ class _AnyStore:
     on_store_error: Any = "raise"
     #: Whether keys are kept as digests, and are to be shown nowhere.
     hides_keys: bool = False
+    #: Why `limit_all` cannot decide limits on it at once; None: it can.
+    apart: str | None = None
     #: How many processes share the quota: what `"local"` divides it by.
     local_share: int = 1
     # For the policy alone, which keeps with a store what all limits on it share.
