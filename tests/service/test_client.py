@@ -63,12 +63,6 @@ def test_a_policy_is_a_throttled(caller: Caller, client: Any, service: Service) 
     for each in results:
         with pytest.raises(FrozenInstanceError, match="limited"):
             each.limited = not each.limited
-
-
-def test_limits_of_a_service_cannot_be_decided_at_once(caller: Caller, client: Any) -> None:
-    one, other = client.policy("api"), client.policy("other")
-    with pytest.raises(OperationNotSupportedError, match=r"Call limit\(\) of each"):
-        caller.wait(one.limit_all([(one, "k"), (other, "k")]))
     assert caller.wait(api.refund("k", 1))
     assert not caller.wait(api.refund("nobody", 1))
     caller.wait(api.debit("k", 4))
@@ -77,6 +71,12 @@ def test_limits_of_a_service_cannot_be_decided_at_once(caller: Caller, client: A
     assert caller.wait(api.peek("k")).remaining == 3
     again = pickle.loads(pickle.dumps(results[1]))
     assert told(again) == told(results[1])
+
+
+def test_limits_of_a_service_cannot_be_decided_at_once(caller: Caller, client: Any) -> None:
+    one, other = client.policy("api"), client.policy("other")
+    with pytest.raises(OperationNotSupportedError, match=r"Call limit\(\) of each"):
+        caller.wait(one.limit_all([(one, "k"), (other, "k")]))
 
 
 def test_forecasts_are_those_of_the_service(caller: Caller, client: Any, service: Service) -> None:
