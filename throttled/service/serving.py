@@ -209,7 +209,7 @@ class Running:
         self._warn()
         fields = {"address": self.address, "http": self.http_address, "tls": bool(credentials)}
         names = sorted(self.policies)
-        say("started", "Serves %d policies", len(names), policies=names, **fields)
+        say("started", "Has started, policies in force: %d", len(names), policies=names, **fields)
 
     def _loaded(self) -> Any:
         serving = self.serving
@@ -242,7 +242,7 @@ class Running:
                 loaded = self.policies.loaded_at
                 self.servicer.begin()
                 names = sorted(self.policies)
-                say("reloaded", "Serves %d policies now", len(names), policies=names)
+                say("reloaded", "Policies in force: %d", len(names), policies=names)
 
     def _warn(self) -> None:
         """Say what an operator would want to know."""
@@ -267,7 +267,7 @@ class Running:
         kind = "gRPC" if self.serving.tls_cert is None else "gRPC over TLS"
         lines = [f"{kind} on {self.address}"]
         if self.http_address is not None:
-            lines.append(f"HTTP on http://{self.http_address}: /metrics, /stats, /healthz")
+            lines.append(f"HTTP on http://{self.http_address}/ (metrics, stats, healthz)")
         return lines
 
     def reload(self) -> None:
@@ -373,10 +373,10 @@ def _parsed(what: str, address: str) -> tuple[str, int]:
     elif ":" in host:
         colon = ""
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        more = ", or 'unix:/path'" if what == "listen" else ""
+        such = ["'127.0.0.1:50051'", "'[::1]:50051'", *(["'unix:/path'"] * (what == "listen"))]
         raise SetUpError(
-            f"Invalid {what}: {shown(address)}, must be such as '127.0.0.1:50051' or "
-            f"'[::1]:50051'{more}."
+            f"Invalid {what}: {shown(address)}, must be such as {', '.join(such[:-1])} or "
+            f"{such[-1]}."
         )
     return host, int(port)
 
