@@ -1,0 +1,1 @@
+"""Tests of the command line, run in this process or as a process of its own."""
