@@ -66,6 +66,11 @@ _OPTIONS: Final = (
     # Clients may look every ten seconds whether we are there, also when they ask for nothing.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # What one connection may have under way, waits included: its answers are kept until it reads.
+    ("grpc.max_concurrent_streams", 4_096),
+    # One that does not read any more is given up.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 

@@ -24,10 +24,10 @@ from statistics import median
 from typing import Any
 
 import grpc
-from throttled.asyncio.service import Client
 
 from tests.servers import Server, binaries
 from tests.servers.process import free_port
+from throttled.asyncio.service import Client
 from throttled.service.v1.throttled_pb2 import CheckManyRequest, CheckRequest
 from throttled.service.v1.throttled_pb2_grpc import RateLimiterStub
 
@@ -66,7 +66,8 @@ async def serve_echo(port: int) -> None:
 @contextmanager
 def process(*arguments: str) -> Iterator[None]:
     """A server of its own, on the first core."""
-    running = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    running = subprocess.Popen([sys.executable, *arguments], stdout=quiet, stderr=quiet)
     os.sched_setaffinity(running.pid, {0})
     try:
         yield
@@ -97,7 +98,7 @@ async def measure(arguments: argparse.Namespace, url: str | None) -> None:
         policies = Path(folder) / "policies.toml"
         policies.write_text(POLICIES, "utf-8")
         address = f"127.0.0.1:{ports[1]}"
-        ours = ["-m", "throttled", "serve", str(policies), "--listen", address, "--http", ""]
+        ours = ["-m", "throttled", "serve", str(policies), "--listen", address, "--http", "off"]
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
             stack.enter_context(process("-m", __spec__.name, "--echo", str(ports[0])))
