@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 import throttled.asyncio
+import throttled.asyncio.service as async_service
 import throttled.hooks
 from throttled import (
     Event,
@@ -24,6 +25,7 @@ from throttled import (
     exceptions,
     per_duration,
     rate_limiter,
+    service,
     store,
     utils,
 )
@@ -300,3 +302,29 @@ def view(number: int) -> str:
 
 
 assert_type(view(1), str)
+
+# -- in a file, and as a service -------------------------------------------------------------------
+
+policies = throttled.load("policies.toml", watch=1.0)
+assert_type(policies["api"], throttled.Throttled)
+assert_type(policies.policy("api", key="user:{name}", timeout=1), throttled.Throttled)
+assert_type(throttled.asyncio.load("policies.toml")["api"], throttled.asyncio.Throttled)
+
+with service.Client("localhost:50051", token="t", on_store_error="local") as client:
+    remote = client.policy("api", quota="10/s")
+    assert_type(remote, service.Policy)
+    assert_type(remote.limit("k"), throttled.RateLimitResult)
+    assert_type(remote.forecast("k"), throttled.Forecast)
+
+
+@client.policy("api", key="page:{number}")
+def served(number: int) -> str:
+    return str(number)
+
+
+assert_type(served(1), str)
+
+
+async def from_a_service() -> None:
+    async with async_service.Client("localhost:50051") as client:
+        assert_type(await client.policy("api").limit("k"), throttled.RateLimitResult)
