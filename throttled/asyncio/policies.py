@@ -6,11 +6,11 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import anyio
 
+from throttled._closing import AsyncClosing
 from throttled.asyncio.store import RedisStore
 from throttled.asyncio.throttled import Throttled
 from throttled.exceptions import SetUpError
@@ -22,7 +22,7 @@ from throttled.store.base import AsyncStore, Store
 __all__ = ["OPERATIONS", "Override", "Policies", "PolicySpec", "Tier", "described", "load"]
 
 
-class Policies(BasePolicies[Throttled]):
+class Policies(BasePolicies[Throttled], AsyncClosing):
     """The policies of a file: `policies["api"]` is a `throttled.asyncio.Throttled`.
 
     See `throttled.policies.Policies`. A program that has an event loop may run `watching()` as a
@@ -79,19 +79,6 @@ class Policies(BasePolicies[Throttled]):
         """Stop watching, and close the stores of the file. A later call opens them anew."""
         for store in self._ended():
             await _close(store)
-
-    aclose = close
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 async def _close(store: Any) -> None:

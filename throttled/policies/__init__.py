@@ -11,9 +11,8 @@ The way of a file: `reading` makes it a table, `checking` a `FileSpec`, with the
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import Self
 
+from throttled._closing import Closing
 from throttled.policies.base import BasePolicies
 from throttled.policies.spec import OPERATIONS, Override, PolicySpec, Tier, described
 from throttled.store.base import Store
@@ -23,7 +22,7 @@ from throttled.throttled import Throttled
 __all__ = ["OPERATIONS", "Override", "Policies", "PolicySpec", "Tier", "described", "load"]
 
 
-class Policies(BasePolicies[Throttled]):
+class Policies(BasePolicies[Throttled], Closing):
     """The policies of a file: `policies["api"]` is a `Throttled`. Made by `throttled.load`.
 
     `policies.policy("api", key=..., timeout=...)` makes further ones with options of their own. All
@@ -46,17 +45,6 @@ class Policies(BasePolicies[Throttled]):
         for store in self._due():
             store.close()
         return soon
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final
 
+from throttled._closing import AsyncClosing
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.asyncio.throttled import Throttled
 from throttled.exceptions import BaseThrottledError, SetUpError
@@ -248,7 +248,7 @@ class _Reach:
             self._meanwhile("Refund", refund)
 
 
-class Client(BaseClient[Policy]):
+class Client(BaseClient[Policy], AsyncClosing):
     """A service that decides: `await Client("localhost:50051").policy("api").limit("user:1")`.
 
     Any number of tasks may share one, and their checks share messages. It connects when it is
@@ -282,16 +282,3 @@ class Client(BaseClient[Policy]):
         reach = self._reaches.get(asyncio.get_running_loop())
         if reach is not None:
             await reach.close()
-
-    aclose = close
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()

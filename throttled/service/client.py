@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final
 
+from throttled._closing import Closing
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.exceptions import BaseThrottledError
 from throttled.result import Forecast, RateLimitResult
@@ -159,7 +159,7 @@ class Service(BaseService, Store):
         """Nothing to release: the connection is the client's."""
 
 
-class Client(BaseClient[Policy]):
+class Client(BaseClient[Policy], Closing):
     """A service that decides: `Client("localhost:50051").policy("api").limit("user:1")`.
 
     Any number of threads may share one, and their checks share messages. It connects when it is
@@ -186,17 +186,6 @@ class Client(BaseClient[Policy]):
             channel, self._channel, self._stub = self._channel, None, None
         if channel is not None:
             channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- calls ------------------------------------------------------------------------------------
 

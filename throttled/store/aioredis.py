@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from throttled._closing import AsyncClosing
 from throttled.exceptions import BaseThrottledError, SetUpError
 from throttled.store.base import Answer, AsyncStore, Call, Health, Outcome, Reply, Ticket
 from throttled.store.calls import RedisCalls
@@ -18,7 +19,6 @@ from throttled.store.waiting import Steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-    from types import TracebackType
 
     from throttled.algorithms.plan import Joint, Plan
     from throttled.store.base import Change
@@ -40,7 +40,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
-class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
+class RedisStore(RedisCalls[AsyncAsk], AsyncClosing, AsyncStore):
     """Keeps limits on a Redis or Valkey server, for asyncio: see `throttled.store.RedisStore`.
 
     What tasks ask at the same time shares a round trip. One store may serve several event loops,
@@ -300,16 +300,3 @@ class RedisStore(RedisCalls[AsyncAsk], AsyncStore):
             await self._closed(loop)
         else:
             await end.aclose()
-
-    aclose = close
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from throttled._closing import Closing
 from throttled.algorithms.plan import Joint
 from throttled.exceptions import BaseThrottledError
 from throttled.result import RateLimitResult
@@ -18,7 +19,6 @@ from throttled.store.waiting import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from throttled.algorithms.plan import Plan
     from throttled.store.base import Change
@@ -29,7 +29,7 @@ __all__ = ["RedisStore"]
 _new = object.__new__
 
 
-class RedisStore(RedisCalls[SyncAsk], Store):
+class RedisStore(RedisCalls[SyncAsk], Closing, Store):
     """Keeps limits on a Redis or Valkey server, shared by all processes that use it.
 
     Most callers write `RedisStore(server="redis://localhost:6379/0")`. Takes `redis://`,
@@ -274,14 +274,3 @@ class RedisStore(RedisCalls[SyncAsk], Store):
         """Close the connection, if no other store uses it. A later call opens a new one."""
         self.forget()
         driven(self._leave(None))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
