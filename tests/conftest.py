@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -13,6 +14,11 @@ from tests.contract import Kind, Rig
 from tests.servers import Server, binaries, server, valkey
 
 __all__ = ["make_rig", "server", "server_named", "valkey"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is for what runs in the background of a shell, and would be for programs that tests
+    # start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "tests",
