@@ -61,6 +61,7 @@ def async_client(limit: Any = "100/s", **arguments: Any) -> httpx.AsyncClient:
 @pytest.mark.parametrize("kind", ["fixed", "log", "bucket"])
 async def test_a_wrong_guess_settles_near_the_allowed_rate(kind: Kind, tells: Tells) -> None:
     with Enforcing(kind, 20, 1.0, tells) as server:
+        late = 0.0
         async with async_client("100/s") as http:
             until = time.monotonic() + 9.0
 
@@ -68,11 +69,19 @@ async def test_a_wrong_guess_settles_near_the_allowed_rate(kind: Kind, tells: Te
                 while time.monotonic() < until:
                     await http.get(server.url)
 
-            await asyncio.gather(*[work() for _ in range(8)])
+            async def watch() -> None:
+                nonlocal late
+                while (now := time.monotonic()) < until:
+                    await asyncio.sleep(0.005)
+                    late = max(late, time.monotonic() - now - 0.005)
+
+            await asyncio.gather(watch(), *[work() for _ in range(8)])
         share, most, _ = server.figures(after=3.0, until=9.0)
 
     assert share >= 0.9
-    assert most <= (0 if tells in ("ietf", "legacy", "epoch") else 1)
+    allowed = 0 if tells in ("ietf", "legacy", "epoch") else 1
+    # Where the machine stood still for a slot's length, two may have been on their way.
+    assert most <= allowed + (late > 0.05)
 
 
 def test_many_threads_settle_too() -> None:
