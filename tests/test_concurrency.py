@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from tests.contract import Kind, MakeRig, Rig
+from tests.contract import PATIENT, Kind, MakeRig, Rig
 from tests.servers import Server
 from throttled import MemoryStore, Throttled
 from throttled.algorithms.plan import ALGORITHMS
@@ -160,9 +160,8 @@ def test_tasks_in_memory(algorithm: str, backend: str) -> None:
 @pytest.mark.server
 @each_algorithm
 async def test_tasks_on_a_server(server: Server, prefix: str, algorithm: str) -> None:
-    async with AsyncRedisStore(
-        server.url, {"CONNECTION_POOL_KWARGS": {"max_connections": 2000}}
-    ) as store:
+    options = {**PATIENT, "CONNECTION_POOL_KWARGS": {"max_connections": 2000}}
+    async with AsyncRedisStore(server.url, options) as store:
         throttle = AsyncThrottled(
             using=algorithm, quota=f"500/{YEAR}", store=store, key_prefix=prefix
         )

@@ -17,8 +17,9 @@ from throttled.store import RedisStore
 
 #: Calls in one `limit_many`.
 BATCH = 1000
-#: Every second call of a key is refused, so what is kept of refusals fills up too.
-QUOTA = "1/s burst 1"
+#: Every second call of a key is refused, so what is kept of refusals fills up too; also on a
+#: machine that is busy for a while.
+QUOTA = "1/m burst 1"
 #: By then all is full that has a bound, and its dictionaries have grown as far as they will.
 WARM = 30_000
 
@@ -46,12 +47,13 @@ def _visitor(url: str, asynchronous: bool) -> Iterator[Callable[[int, int], None
     """What calls the limit of each key in a range twice."""
     if not asynchronous:
         with RedisStore(url, options=PATIENT) as store:
-            limit_many: Any = Throttled(quota=QUOTA, store=store).limit_many
+            limit_many: Any = Throttled(quota=QUOTA, store=store, key_prefix="space").limit_many
             yield lambda first, last: _visit(limit_many, first, last)
         return
     with asyncio.Runner() as runner:
         astored = astore.RedisStore(url, options=PATIENT)
-        alimit_many: Any = AsyncThrottled(quota=QUOTA, store=astored).limit_many
+        athrottle = AsyncThrottled(quota=QUOTA, store=astored, key_prefix="aspace")
+        alimit_many: Any = athrottle.limit_many
         yield lambda first, last: _visit(lambda calls: runner.run(alimit_many(calls)), first, last)
         runner.run(astored.aclose())
 
