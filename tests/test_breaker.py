@@ -39,7 +39,7 @@ LONGEST = 1.5 * PAUSE
 
 def opened(at: float = NOW) -> Breaker:
     """A breaker that has just opened."""
-    breaker = Breaker("here:1")
+    breaker = Breaker("Redis at here:1")
     for _ in range(FAILURES):
         breaker.failed(at, at, "timed out")
     assert breaker.opened
@@ -47,7 +47,7 @@ def opened(at: float = NOW) -> Breaker:
 
 
 def test_it_opens_after_failures_in_a_row_and_no_others() -> None:
-    breaker = Breaker("here:1")
+    breaker = Breaker("Redis at here:1")
     assert breaker.health(NOW).ok
     for number in range(5 * FAILURES):
         if number % FAILURES == FAILURES - 1:
@@ -65,7 +65,7 @@ def test_it_opens_after_failures_in_a_row_and_no_others() -> None:
 
 
 def test_calls_that_fail_together_are_one_failure() -> None:
-    breaker = Breaker("here:1")
+    breaker = Breaker("Redis at here:1")
     for late in range(100):
         breaker.failed(NOW - late / 1000, NOW + 0.25 + late / 1000, "timed out")
     assert breaker.health(NOW + 1).failures == 1

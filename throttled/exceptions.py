@@ -49,6 +49,9 @@ class StoreUnavailableError(BaseThrottledError):
 class ServiceUnavailableError(StoreUnavailableError):
     """The service that decides did not answer, or could not reach its store."""
 
+    #: Whether it is for want of an answer in time: the call may have been counted.
+    unanswered: bool = False
+
 
 class PolicyNotFoundError(BaseThrottledError, KeyError):
     """There is no policy of that name, in a policy file or in the service."""

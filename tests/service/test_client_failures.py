@@ -247,6 +247,37 @@ def test_a_service_that_hangs(process: Process, caller: Caller) -> None:
     wait_until(lambda: caller.wait(api.limit("k")).source == "memory", "a decision")
 
 
+def test_a_service_that_hangs_is_left_alone(
+    process: Process, caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    process.start()
+    client = caller.client(process.target, decision_timeout=0.4)
+    api, other = client.policy("api", on_store_error="allow"), client.policy("api")
+    wait_until(lambda: caller.wait(api.limit("k")).source == "memory", "a decision")
+    process.send(signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            caller.wait(api.limit("k"))
+        began = time.monotonic()
+        sources = [caller.wait(api.limit("k")).source for _ in range(20)]
+        # Two of them at most were probes: none would have waited for 8 s.
+        assert time.monotonic() - began < 4
+        assert set(sources) == {"allowed-by-policy"}
+        assert api.store.health().state in ("open", "half-open")
+        for call in (
+            lambda: other.limit("k"),
+            lambda: other.peek("k"),
+            lambda: other.debit("k", 1),
+        ):
+            with pytest.raises(ServiceUnavailableError, match="left alone|within 0.4 s"):
+                caller.wait(call())
+        assert "failed 3 times in a row and is left alone" in caplog.text
+    finally:
+        process.send(signal.SIGCONT)
+    wait_until(lambda: caller.wait(api.limit("k")).source == "memory", "a decision")
+    assert api.store.health().state == "closed"
+
+
 def test_the_first_call_waits_for_the_connection(process: Process, caller: Caller) -> None:
     process.start()
     for _ in range(5):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, ClassVar, Final
 
 from throttled._closing import AsyncClosing
@@ -65,12 +66,13 @@ class Service(BaseService, AsyncStore):
     ) -> Any:
         client: Client = self._client
         timeout = (client.decision_timeout if within is None else within) + wait
+        asked_at = self._asking()
         try:
             answer = await client._reached().ask(method, request, timeout, ready, undo)
         except BaseThrottledError as error:
-            self._heard(error)
+            self._heard(error, asked_at)
             raise
-        self._heard(None)
+        self._heard(None, asked_at)
         return answer
 
     def _pause(self, seconds: float) -> Awaitable[None]:
@@ -78,15 +80,16 @@ class Service(BaseService, AsyncStore):
 
     def bind(self, plan: Any) -> Callable[[str, int, float], Awaitable[Answer]]:
         """`(key, cost, patience)` -> the result, to be awaited; the plan is not needed."""
-        check, told, client = self._check, self._told, self._client
+        check, told, asking, client = self._check, self._told, self._asking, self._client
 
         async def decide(key: str, cost: int, patience: float) -> Answer:
             if patience > NOW:
                 return await afinished(self._wait_for(key, cost, patience))
             if patience == LOOK and cost:
                 return await afinished(self._look(key, cost))
-            flights = client._reached().flights
-            return told((await flights.ask((check(key, cost),), client.decision_timeout))[0])
+            flights, asked_at = client._reached().flights, asking()
+            outcomes = await flights.ask((check(key, cost),), client.decision_timeout)
+            return told(outcomes[0], asked_at)
 
         return decide
 
@@ -94,7 +97,7 @@ class Service(BaseService, AsyncStore):
         client: Client = self._client
         reach = client._reached()
         outcomes: list[Outcome] = []
-        parts = self._checks(calls)
+        parts, asked_at = self._checks(calls), self._asking()
         try:
             for part in parts:
                 outcomes += await reach.flights.ask(part, client.decision_timeout)
@@ -102,7 +105,7 @@ class Service(BaseService, AsyncStore):
             requests = [request for part in parts for request in part]
             reach.give_back(requests[: len(outcomes)], outcomes)
             raise
-        self._heard_all(outcomes)
+        self._heard_all(outcomes, asked_at)
         return outcomes
 
     async def reserve(
@@ -238,8 +241,7 @@ class _Reach:
         try:
             answer = await self.ask(*client._sent(requests), timeout)
         except BaseThrottledError as error:
-            kind = type(error)
-            return [error, *[kind(*error.args) for _ in requests[1:]]]
+            return [error, *[copy(error) for _ in requests[1:]]]
         return client._outcomes(requests, answer)
 
     def give_back(self, requests: Sequence[Any], outcomes: Sequence[Outcome]) -> None:

@@ -66,12 +66,13 @@ class Service(BaseService, Store):
     ) -> Any:
         client: Client = self._client
         timeout = (client.decision_timeout if within is None else within) + wait
+        asked_at = self._asking()
         try:
             answer = client._ask(method, request, timeout, ready, undo)
         except BaseThrottledError as error:
-            self._heard(error)
+            self._heard(error, asked_at)
             raise
-        self._heard(None)
+        self._heard(None, asked_at)
         return answer
 
     def _pause(self, seconds: float) -> None:
@@ -79,21 +80,23 @@ class Service(BaseService, Store):
 
     def bind(self, plan: Any) -> Callable[[str, int, float], Answer]:
         """`(key, cost, patience)` -> the result; the plan is not needed."""
-        check, told, client = self._check, self._told, self._client
+        check, told, asking, client = self._check, self._told, self._asking, self._client
 
         def decide(key: str, cost: int, patience: float) -> Answer:
             if patience > NOW:
                 return finished(self._wait_for(key, cost, patience))
             if patience == LOOK and cost:
                 return finished(self._look(key, cost))
-            return told(client._flights.ask((check(key, cost),), client.decision_timeout)[0])
+            asked_at = asking()
+            outcomes = client._flights.ask((check(key, cost),), client.decision_timeout)
+            return told(outcomes[0], asked_at)
 
         return decide
 
     def decide_many(self, plan: Any, calls: Sequence[tuple[str, int]]) -> list[Outcome]:
         client: Client = self._client
         outcomes: list[Outcome] = []
-        parts = self._checks(calls)
+        parts, asked_at = self._checks(calls), self._asking()
         try:
             for part in parts:
                 outcomes += client._flights.ask(part, client.decision_timeout)
@@ -101,7 +104,7 @@ class Service(BaseService, Store):
             requests = [request for part in parts for request in part]
             client._give_back(requests[: len(outcomes)], outcomes)
             raise
-        self._heard_all(outcomes)
+        self._heard_all(outcomes, asked_at)
         return outcomes
 
     def reserve(

@@ -33,6 +33,7 @@ from throttled.service.remote import (
     unreadable,
 )
 from throttled.store.base import Outcome, new_lock
+from throttled.store.breaker import Breaker
 from throttled.store.policy import checked_policy
 
 PolicyT = TypeVar("PolicyT")
@@ -143,6 +144,8 @@ class BaseClient(Generic[PolicyT]):
         self._ok = loaded.grpc.StatusCode.OK
         self._lock = new_lock()
         self._stores: dict[str, Any] = {}
+        #: Leaves the service alone for a while when it does not answer.
+        self.breaker = Breaker(f"The service at {self.target}")
         self._forget()
         _clients.add(self)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, NoReturn, cast
 
@@ -88,9 +89,11 @@ def error_of(code: int, said: str, target: str, timeout: float) -> BaseThrottled
     if code == _UNAVAILABLE:
         return ServiceUnavailableError(f"{where} is not available: {said}")
     if code == _TOO_LATE:
-        return ServiceUnavailableError(
+        late = ServiceUnavailableError(
             f"{where} did not answer within {plain(timeout)} s; whether it was counted is not known"
         )
+        late.unanswered = True
+        return late
     return ServiceUnavailableError(f"{where} failed with {_NAMES.get(code, code)}: {said}")
 
 
@@ -182,12 +185,29 @@ class BaseService:
         return f"{type(self).__name__}({self._client.target!r}, policy={self.policy!r})"
 
     def health(self) -> Health:
-        """How the last calls of this policy went, without asking."""
-        return self._health
+        """How the last calls of this policy went, and whether the service is left alone."""
+        seen = self._client.breaker.health(time.monotonic())
+        return replace(self._health, state=seen.state, retry_after=seen.retry_after)
 
-    def _heard(self, error: BaseException | None) -> None:
-        """A call went well, or failed."""
-        before = self._health
+    def _asking(self) -> float:
+        """The instant at which a call is made.
+
+        Raises `ServiceUnavailableError` while the service is left alone. That is for want of
+        answers only: without a connection, calls fail at once by themselves.
+        """
+        now, breaker = time.monotonic(), self._client.breaker
+        if breaker.opened and not breaker.admits(now, self._client.decision_timeout):
+            raise ServiceUnavailableError(breaker.refusal(now))
+        return now
+
+    def _heard(self, error: BaseException | None, asked_at: float) -> None:
+        """A call that was made at an instant went well, or failed."""
+        before, breaker = self._health, self._client.breaker
+        if isinstance(error, ServiceUnavailableError):
+            if error.unanswered:
+                breaker.failed(asked_at, time.monotonic(), error)
+        elif breaker.troubled:
+            breaker.worked()
         if not isinstance(error, ServiceUnavailableError):
             if before.failures:
                 self._health = Health(
@@ -219,19 +239,19 @@ class BaseService:
     def _checks(self, calls: Sequence[tuple[str, int]]) -> list[Sequence[Any]]:
         return parted([self._check(key, cost) for key, cost in calls])
 
-    def _told(self, outcome: Outcome) -> RateLimitResult:
-        """The result of a check, or its error."""
+    def _told(self, outcome: Outcome, asked_at: float) -> RateLimitResult:
+        """The result of a check that was made at an instant, or its error."""
         if isinstance(outcome, BaseThrottledError):
-            self._heard(outcome)
+            self._heard(outcome, asked_at)
             raise outcome
-        if self._health.failures:
-            self._heard(None)
+        if self._health.failures or self._client.breaker.troubled:
+            self._heard(None, asked_at)
         return cast("RateLimitResult", outcome)
 
-    def _heard_all(self, outcomes: Sequence[Outcome]) -> None:
+    def _heard_all(self, outcomes: Sequence[Outcome], asked_at: float) -> None:
         """What came of checks that were made together."""
         errors = [each for each in outcomes if isinstance(each, BaseThrottledError)]
-        self._heard(errors[0] if errors else None)
+        self._heard(errors[0] if errors else None, asked_at)
 
     def _call(
         self,

@@ -24,7 +24,10 @@ PAUSE = 1.0
 
 
 class Breaker:
-    """The state of one server, as its callers found it. Instants are those of a monotonic clock."""
+    """The state of one server, as its callers found it. Instants are those of a monotonic clock.
+
+    `where`: what messages begin with, such as "Redis at localhost:6379".
+    """
 
     __slots__ = (
         "_counted_at",
@@ -82,7 +85,7 @@ class Breaker:
             opens, self.opened = not self.opened, True
         if opens:
             logger.warning(
-                "Redis at %s failed %d times in a row and is left alone for a while: %s",
+                "%s failed %d times in a row and is left alone for a while: %s",
                 self._where,
                 self._failures,
                 error,
@@ -94,7 +97,7 @@ class Breaker:
             closes, self.opened = self.opened, False
             self._failures = 0
         if closes:
-            logger.info("Redis at %s works again", self._where)
+            logger.info("%s works again", self._where)
 
     def reachable(self) -> None:
         """A connection was made after all: the next call may try it at once."""
@@ -108,7 +111,7 @@ class Breaker:
     def refusal(self, now: float) -> str:
         """Why a call is not sent."""
         return (
-            f"Redis at {self._where} is left alone for another {self.retry_after(now):.2g} s after "
+            f"{self._where} is left alone for another {self.retry_after(now):.2g} s after "
             f"{self._failures} failures in a row, the last: {self._error}"
         )
 

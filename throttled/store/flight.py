@@ -151,7 +151,7 @@ class Lane:
         self.where = where  # what errors call the server
         self.road = road
         self.timeout = timeout
-        self.breaker = Breaker(where)
+        self.breaker = Breaker(f"Redis at {where}")
         self.queue: deque[Ask] = deque()
         self.air: deque[Part] = deque()  # sent, and not answered yet
         self.again: list[Part] = []  # to be sent before anything else
