@@ -52,6 +52,11 @@ bench-service: .venv/dev ## decisions per second of the service, to a bare gRPC 
 faults: .venv/dev ## real faults under load: the tables of docs/reliability.md
 	$(BIN)/python -m tests.faults
 
+# Each library gets an environment of its own, under .benchmarks.
+.PHONY: migration
+migration: .venv/dev ## what docs/migration says of other libraries, against those libraries
+	$(BIN)/python -m tests.migration $(ARGS)
+
 # Only what the library itself needs, so that a fresh clone gets going quickly.
 .PHONY: demo
 demo: $(or $(wildcard .venv/dev),.venv/demo) ## see it work: quick start, six algorithms, waiting, several rules, HTTP
@@ -65,10 +70,32 @@ vectors: .venv/dev ## write the golden vectors anew
 contract: vectors ## write the vectors anew, and record this version of the contract
 	$(BIN)/python -m throttled.contract $(ARGS)
 
+.PHONY: figures
+figures: .venv/dev ## draw the figures of the documents anew
+	$(BIN)/python -m docs.figures.make
+
+.PHONY: docs
+docs: .venv/dev ## build the site of the documents into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -n docs build/docs
+
+.PHONY: linkcheck
+linkcheck: .venv/dev ## look up where the documents link to, outside of them too
+	$(BIN)/python -m sphinx -b linkcheck docs build/linkcheck
+
 .PHONY: proto
 proto: .venv/dev ## generate the stubs of the service anew
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
 	    throttled/service/v1/throttled.proto
+
+.PHONY: dist
+dist: .venv/dev ## build the wheel and the source distribution into dist
+	rm -rf dist
+	$(BIN)/python -m build
+
+# Environments of its own, which it takes away again.
+.PHONY: check-dist
+check-dist: .venv/dev ## try the wheel, each extra and the fast tests on every Python found
+	$(BIN)/python -m tests.packaging $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, caches and what was built

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -178,17 +178,39 @@ class Simulation:
     #: When the calls came, in µs since the beginning, in order.
     instants: Sequence[int] = field(repr=False)
 
-    def timeline(self, bins: int = 60) -> Timeline:
-        """The calls by time, in so many bins, which reach to the last call that went on."""
-        if not isinstance(bins, int) or isinstance(bins, bool) or not 1 <= bins <= 10_000:
-            raise DataError(f"Invalid bins: {shown(bins)}, must be a whole number from 1 to 10000.")
+    def timeline(self, bins: int | None = 60) -> Timeline:
+        """The calls by time, in so many bins, which reach to the last call that went on.
+
+        None: as many as a picture has use for. At most 60, fewer where the calls are few, and each
+        is a round part or multiple of the shortest period, so that windows are cut where they end.
+        """
         last = max([run.served[-1] + 1 for run in self.runs if run.served], default=0)
-        width = max(self.traffic.duration * _SECOND, last) / bins
+        end = max(self.traffic.duration * _SECOND, last)
+        if bins is None:
+            width = self._round_width(end)
+            bins = ceil(end / width - 1e-9)
+        elif not isinstance(bins, int) or isinstance(bins, bool) or not 1 <= bins <= 10_000:
+            raise DataError(f"Invalid bins: {shown(bins)}, must be a whole number from 1 to 10000.")
+        else:
+            width = end / bins
         return Timeline(
             width / _SECOND,
             _counted(self.instants, width, bins),
             {run.using: _counted(run.served, width, bins) for run in self.runs},
         )
+
+    def _round_width(self, end: float) -> float:
+        """Of bins, in µs: 1, 2 or 5 times a power of ten of the shortest period, or of a second."""
+        period = min([rule.quota.period_us for rule in self.rules])
+        unit = period if period <= end else _SECOND
+        width = end
+        for digit, power in product((1, 2, 5), range(-18, 12)):
+            each = unit * digit * 10.0**power
+            bins = end / each
+            # With few calls in a bin, one more or less would look like a change of the rate.
+            if bins <= 60 and (bins <= 12 or len(self.instants) / bins >= 15):
+                width = min(width, each)
+        return width
 
 
 def simulate(

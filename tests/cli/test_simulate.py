@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib as mpl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,6 +139,39 @@ def test_rules_with_costs_of_their_own() -> None:
     assert run.most == (3, 98)
 
 
+@given(
+    kind=st.sampled_from(KINDS),
+    rate=st.floats(0.01, 500),
+    duration=st.floats(0.001, 50),
+    quota=st.sampled_from(["1/ms", "10/s", "7/3s", "100/m; 5/s", "1000/366d"]),
+    timeout=st.sampled_from([None, 2.0]),
+)
+@settings(max_examples=25)
+def test_a_picture_has_few_bins_of_round_length(
+    kind: Any, rate: float, duration: float, quota: str, timeout: float | None
+) -> None:
+    result = simulate(quota, Traffic(kind, rate, duration), using=["gcra"], timeout=timeout)
+    timeline = result.timeline(None)
+    bins = len(timeline.offered)
+    assert 1 <= bins <= 60
+    assert bins <= 12 or len(result.instants) / (bins - 1) >= 14
+    assert sum(timeline.offered) == len(result.instants)
+    assert sum(timeline.admitted["gcra"]) == result.runs[0].admitted
+    last = max([*result.runs[0].served, *result.instants], default=0)
+    assert timeline.bin * bins * SECOND >= min(last, duration * SECOND) * (1 - 1e-9)
+    period = min(rule.quota.period_us for rule in result.rules) / SECOND
+    unit = period if period <= timeline.bin * bins else 1.0
+    digits = f"{timeline.bin / unit:.6e}"
+    assert bins == 1 or digits[0] in "125", digits
+
+
+def test_windows_end_where_bins_of_a_picture_do() -> None:
+    (run,) = (result := simulate("10/3s", Traffic("steady", 40, 60), using=["fixed_window"])).runs
+    timeline = result.timeline(None)
+    assert timeline.bin == 1.5
+    assert set(timeline.admitted[run.using]) == {10, 0}
+
+
 def test_switching_limits_off_does_not_concern_it() -> None:
     with disabled():
         (run,) = simulate("1/m", Traffic("steady", 1, 10), using=["gcra"]).runs
@@ -234,3 +272,109 @@ def test_the_command_has_a_timeline_for_programs() -> None:
         },
     }
     assert invoke(*arguments, "--json", "--timeout", "inf").json["timeout"] is None
+
+
+# --- its picture ---------------------------------------------------------------------------------
+
+SVG = "{http://www.w3.org/2000/svg}"
+PLOT = ("simulate", "--quota", "100/s burst 20", "--rate", "150/s", "--duration", 10)
+
+
+def words(path: Path) -> list[str]:
+    """The texts of a picture, which are texts and no outlines."""
+    return ["".join(text.itertext()) for text in ElementTree.parse(path).iter(f"{SVG}text")]
+
+
+def test_a_picture_has_a_panel_an_algorithm(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    done = invoke(*PLOT, "--plot", path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == invoke(*PLOT).out
+    said = words(path)
+    assert [text for text in said if text in NAMES] == NAMES
+    assert said.count("1,000 of 1,500") == 2
+    assert said.count("1,019 of 1,500") == 3
+    assert {"calls per second", "time (s)", "offered", "admitted", "limit"} <= {*said}
+    root = ElementTree.parse(path).getroot()
+    assert root.get("role") == "img"
+    assert root.findtext(f"{SVG}title") == "100/s burst 20, steady traffic at 150/s"
+    description = root.findtext(f"{SVG}desc") or ""
+    assert "Of 1,500 calls in 10 s, fixed_window admitted 1,000; " in description
+
+
+def test_a_picture_of_calls_that_wait(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    invoke(
+        *("simulate", "--quota", "10/m; 100/h", "--using", "gcra", "--rate", "90/h"),
+        *("--duration", 7200, "--timeout", "inf", "--plot", path, "--cost", 2),
+    )
+    said = words(path)
+    assert "10/m; 100/h, steady traffic at 1.5/m, cost 2, any wait" in said
+    # At a cost of 2 the limit per minute is at 5 calls, far above the traffic.
+    assert {"limit 10/m (above)", "limit 100/h", "served"} <= {*said}
+    assert {"calls per minute", "time (min)"} <= {*said}
+    assert "admitted" not in said
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_same_input_draws_the_same_picture_whatever_the_settings(
+    suffix: str, tmp_path: Path
+) -> None:
+    one, other = (tmp_path / f"{name}.{suffix}" for name in ("one", "other"))
+    invoke(*PLOT, "--using", "gcra", "--plot", one)
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.facecolor": "red"}):
+        invoke(*PLOT, "--using", "gcra", "--plot", other, TZ="Asia/Tokyo")
+        assert mpl.rcParams["font.size"] == 20
+    assert one.read_bytes() == other.read_bytes()
+    assert one.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
+
+
+def test_bins_are_those_of_the_picture_as_well(tmp_path: Path) -> None:
+    pictures = []
+    for bins in ((), ("--bins", 20)):
+        arguments = (*PLOT, "--using", "gcra", "--plot", tmp_path / "a.svg", *bins)
+        said = invoke(*arguments, "--json").json
+        assert len(said["timeline"]["offered"]) == (20 if bins else 60)
+        pictures.append((tmp_path / "a.svg").read_text("utf-8"))
+    assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--quota", "1000000000/s", "--rate", 0.01, "--duration", 0.1, "--using", "gcra"),
+        ("--quota", "5/366d", "--rate", "8000/s", "--duration", 0.001),
+        ("--quota", "1/ms; 2/s; 3/m; 4/h; 5/d; 6/w", "--rate", "90/h", "--duration", 360_000),
+        ("--quota", "10/s", "--rate", 5, "--cost", 0, "--bins", 10_000, "--using", "gcra"),
+        ("--quota", "10/s", "--rate", 5, "--cost", 11, "--using", "gcra", "--using", "gcra"),
+    ],
+    ids=lambda arguments: str(arguments[1]),
+)
+def test_odd_traffic_is_drawn_as_well(arguments: Any, tmp_path: Path) -> None:
+    done = invoke("simulate", *arguments, "--plot", tmp_path / "a.svg")
+    assert (done.code, done.err) == (0, "")
+    numbers = [text for text in words(tmp_path / "a.svg") if re.fullmatch(r"[\d,.]+", text)]
+    # On the axes, none that a person could not read.
+    assert max(len(number) for number in numbers) <= 7
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("plot.gif", "Invalid plot: 'plot.gif', must be a file that ends in .svg or .png."),
+        ("/nowhere/plot.svg", "/nowhere/plot.svg: there is no such directory to write it to."),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before(path: str, message: str) -> None:
+    done = invoke(*PLOT, "--plot", path)
+    assert (done.code, done.out, done.err) == (2, "", f"throttled: {message}\n")
+
+
+def test_without_matplotlib_a_picture_is_refused_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = invoke(*PLOT, "--plot", "plot.svg")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "throttled: this needs the package matplotlib: pip install 'throttled-core[plot]'\n"
+    )
+    assert not Path("plot.svg").exists()

@@ -110,9 +110,8 @@ def bench(
     # What cannot be written afterwards is said before.
     if picture is not None:
         chart.check(picture)
-    for path in (table, picture):
-        if path is not None and not Path(path).parent.is_dir():
-            raise CommandError(f"{path}: there is no such directory to write it to.")
+    if table is not None and not Path(table).parent.is_dir():
+        raise CommandError(f"{table}: there is no such directory to write it to.")
     total = len(plan.stores) * len(plan.using) * len(plan.concurrency)
     with progress("measuring", total) as step:
         try:

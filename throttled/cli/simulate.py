@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from throttled import Quota, RateLimiterType
+from throttled.cli import chart
 from throttled.cli.output import duration, paint, progress, rule_of, show, show_json, show_table
 from throttled.cli.targets import json_option
 from throttled.exceptions import DataError
@@ -65,10 +66,10 @@ def _rate(_: click.Context, __: click.Parameter, text: str) -> float:
 @click.option(
     "--bins",
     type=click.IntRange(1, 10_000),
-    default=60,
     metavar="N",
-    help="Of the timeline in the JSON; 60 by default.",
+    help="Of the timeline in the JSON and the picture; 60 by default, in the picture as fit.",
 )
+@click.option("--plot", "picture", metavar="FILE", help="Draw it, to a .svg or .png file.")
 @json_option()
 def simulate(
     quota: str,
@@ -79,7 +80,8 @@ def simulate(
     cost: int,
     timeout: float | None,
     seed: int,
-    bins: int,
+    bins: int | None,
+    picture: str | None,
     as_json: bool,
 ) -> None:
     """Try a quota on made-up traffic, with each algorithm.
@@ -88,6 +90,8 @@ def simulate(
     any stretch of time as long as the period of the quota.
     """
     stream = Traffic(traffic, rate, length, seed)
+    if picture is not None:
+        chart.check(picture, "plot")
     with progress("simulating", len(using) or len(RateLimiterType.choice())) as step:
         result = simulated(
             quota,
@@ -97,8 +101,10 @@ def simulate(
             timeout=timeout,
             told=lambda run: step(run.using),
         )
+    if picture is not None:
+        chart.draw_traffic(result, picture, bins)
     if as_json:
-        show_json(_of(result, bins))
+        show_json(_of(result, bins or 60))
         return
     calls = f"{len(result.instants):,} calls"
     show(f"{'; '.join([str(rule.quota) for rule in result.rules])}, {traffic} traffic, {calls}")
