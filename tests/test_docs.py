@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted(path.stem for path in (ROOT / "docs" / "examples").glob("*.py"))
 
 #: The port of the server that the documents speak of.
@@ -59,18 +59,23 @@ def says(line: str, expected: str) -> bool:
     return all(float(one) == pytest.approx(float(other), abs=0.05) for one, other in pairs)
 
 
+def follow(code: str, printed: str) -> None:
+    """Check that what code has printed follows the comments behind its prints, in their order."""
+    lines = iter(printed.splitlines())
+    for expected in re.findall(r"^ *print\(.*\)  # (.+)$", code, re.MULTILINE):
+        rest = list(lines)
+        found = next((n for n, line in enumerate(rest) if says(line, expected)), None)
+        assert found is not None, f"{expected!r} is not among {rest}"
+        lines = iter(rest[found + 1 :])
+
+
 @pytest.mark.parametrize("code", list(blocks()))
 def test_a_block_runs_and_prints_what_its_comments_say(
     code: str, request: pytest.FixtureRequest
 ) -> None:
     if PORT.search(code):
         code = PORT.sub(str(request.getfixturevalue("valkey").port), code)
-    lines = iter(run("-c", code).splitlines())
-    for expected in re.findall(r"^ *print\(.*\)  # (.+)$", code, re.MULTILINE):
-        rest = list(lines)
-        found = next((n for n, line in enumerate(rest) if says(line, expected)), None)
-        assert found is not None, f"{expected!r} is not among {rest}"
-        lines = iter(rest[found + 1 :])
+    follow(code, run("-c", code))
 
 
 def test_the_quick_starts_of_the_readme_are_the_examples() -> None:
