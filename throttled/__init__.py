@@ -9,10 +9,12 @@
 `throttled.asyncio` has the same names, awaited.
 """
 
-from throttled import exceptions, rate_limiter, store, utils
+from typing import TYPE_CHECKING
+
+from throttled import exceptions, rate_limiter, store
+from throttled._lazy import lazy
 from throttled.arguments import Key
 from throttled.hooks import Event, Hook, HookContext
-from throttled.policies import load
 from throttled.quota import (
     Quota,
     Rate,
@@ -27,8 +29,23 @@ from throttled.quota import (
 )
 from throttled.reservation import Reservation
 from throttled.result import Forecast, RateLimitResult, RateLimitState
-from throttled.store import MemoryStore, RedisStore
+from throttled.store import MemoryStore
 from throttled.throttled import Throttled
+
+if TYPE_CHECKING:
+    from throttled import utils
+    from throttled.policies import load
+    from throttled.store import RedisStore
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "RedisStore": "throttled.store.redis",
+            "load": "throttled.policies",
+            "policies": "throttled.policies",
+            "utils": "throttled.utils",
+        },
+    )
 
 __version__ = "0.1.0"
 

@@ -9,13 +9,15 @@ async def handle():
         ...
 """
 
-from throttled import exceptions, rate_limiter, utils
+from typing import TYPE_CHECKING
+
+from throttled import exceptions, rate_limiter
+from throttled._lazy import lazy
 from throttled.arguments import Key
 from throttled.asyncio import store
 from throttled.asyncio.hooks import Event, Hook, HookContext
-from throttled.asyncio.policies import load
 from throttled.asyncio.reservation import Reservation
-from throttled.asyncio.store import MemoryStore, RedisStore
+from throttled.asyncio.store import MemoryStore
 from throttled.asyncio.throttled import Throttled
 from throttled.quota import (
     Quota,
@@ -30,6 +32,21 @@ from throttled.quota import (
     per_week,
 )
 from throttled.result import Forecast, RateLimitResult, RateLimitState
+
+if TYPE_CHECKING:
+    from throttled import utils
+    from throttled.asyncio.policies import load
+    from throttled.asyncio.store import RedisStore
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "RedisStore": "throttled.store.aioredis",
+            "load": "throttled.asyncio.policies",
+            "policies": "throttled.asyncio.policies",
+            "utils": "throttled.utils",
+        },
+    )
 
 __all__ = [
     "Event",
