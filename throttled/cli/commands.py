@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "debit": ("limits", "Charge a key for what was used without asking."),
     "reset": ("limits", "Forget a key: it is as if it had never been seen."),
     "serve": ("serve", "Run a service that decides by the policies of a file."),
+    "dashboard": ("dashboard", "Watch limits and try them out, in a browser."),
     "simulate": ("simulate", "Try a quota on made-up traffic, with each algorithm."),
     "bench": ("bench", "Measure how fast decisions are."),
     "contract": ("contract", "Export what other languages need to share limits with this one."),
@@ -73,6 +74,6 @@ def throttled(context: click.Context) -> int:
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         return WRONG
-    if context.invoked_subcommand != "serve":  # which has a log
+    if context.invoked_subcommand not in ("serve", "dashboard"):  # which have a log
         context.with_resource(warnings_said())
     return ALLOWED

@@ -42,6 +42,7 @@ _EXTRAS: Final = {
     "google": "service",
     "uvicorn": "service",
     "prometheus_client": "service",
+    "starlette": "dashboard",
 }
 
 

@@ -1,0 +1,41 @@
+/** Resetting a key: asked once more, and with the token, which is kept nowhere but in this page. */
+
+import { ask } from "./net.js";
+import { byId, say } from "./text.js";
+
+export class ResetDialog {
+  /** @param {() => void} done */
+  constructor(done) {
+    this.done = done;
+    this.dialog = byId("reset-dialog");
+    this.form = this.dialog.querySelector("form");
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.act();
+    });
+    byId("reset-not").addEventListener("click", () => this.dialog.close());
+  }
+
+  /** @param {any} asked the key, and of which limit */
+  open(asked) {
+    this.asked = asked;
+    const limit = asked.policy ?? asked.quota;
+    say(byId("reset-what"), `Key ${JSON.stringify(asked.key)} of ${limit}.`);
+    say(byId("reset-problem"), "");
+    this.dialog.showModal();
+  }
+
+  async act() {
+    const { token } = this.form.elements;
+    try {
+      await ask("api/reset", { method: "POST", body: this.asked, token: token.value });
+    } catch (problem) {
+      if (problem.status === 401) token.value = "";
+      say(byId("reset-problem"), problem.message);
+      token.focus();
+      return;
+    }
+    this.dialog.close();
+    this.done();
+  }
+}
