@@ -427,6 +427,20 @@ def test_names_are_of_one_thing_and_things_have_one_name(exposed: Exposed) -> No
     exposed.watch(other, "search")
 
 
+def test_a_limit_takes_the_place_of_another(exposed: Exposed) -> None:
+    old, new = Throttled(store=MemoryStore()), Throttled(store=MemoryStore())
+    exposed.watch(old, "login")
+    old.limit("k")
+    exposed.watch(new, "login", replace=True)
+    new.limit("k")
+    assert exposed("throttled_decisions_total", limit="login") == 2
+    with pytest.raises(DataError, match="is the name of another limit"):
+        exposed.watch(old, "login")
+    exposed.watch(new, "login", replace=True)
+    new.limit("k")
+    assert exposed("throttled_decisions_total", limit="login") == 3
+
+
 @pytest.mark.parametrize("bad", [None, "login", Throttled, MemoryStore()])
 def test_what_is_no_limit_is_an_error(exposed: Exposed, bad: Any) -> None:
     with pytest.raises(DataError, match=r"^Invalid throttle: "):

@@ -230,14 +230,16 @@ class BaseMetrics(ABC):
         name: str,
         *,
         store: str | None = None,
+        replace: bool = False,
     ) -> None:
         """Measure a limit under a name from now on, and the stores that it uses: a `Throttled`, or
         the `RateLimit` of a web framework.
 
         `store` names its store: by default "memory", "redis" or the name of its class, the second
         of a kind "redis-2" and so on. One that has a name keeps it. Watching the same limit again
-        by its name changes nothing. Raises `DataError` for what is no limit, for a name that
-        is no text or that another limit or store has, and for a second name of the same.
+        by its name changes nothing. With `replace` it may take the name of another limit, one that
+        is no longer called. Raises `DataError` for what is no limit, for a name that is no text or
+        that another limit or store has, and for a second name of the same.
         """
         if not isinstance(throttle, BaseThrottled | BaseRateLimit):
             raise DataError(
@@ -248,16 +250,20 @@ class BaseMetrics(ABC):
             _check_name("store", store)
         with self._lock:
             known = self._limits.get(throttle)
-            if known is None and name in self._limits.values():
-                raise DataError(f"Invalid name: {shown(name)} is the name of another limit.")
             if known not in (None, name):
                 raise DataError(f"Invalid name: {shown(name)}, that limit is called {known!r}.")
+            for other in [each for each, named in self._limits.items() if named == name]:
+                if other is throttle:
+                    continue
+                if not replace:
+                    raise DataError(f"Invalid name: {shown(name)} is the name of another limit.")
+                del self._limits[other]
             self._name(throttle.store, store)
             # Those that stand in for it.
-            other: Any = throttle.on_store_error
-            while isinstance(other, Store | AsyncStore):
-                self._name(other, None)
-                other = other.on_store_error
+            after: Any = throttle.on_store_error
+            while isinstance(after, Store | AsyncStore):
+                self._name(after, None)
+                after = after.on_store_error
             if known is None:
                 throttle.observe(_Watch(self._recorder(name), self._near))
                 self._limits[throttle] = name

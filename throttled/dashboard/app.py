@@ -30,7 +30,7 @@ from throttled.exceptions import (
     PolicyNotFoundError,
 )
 from throttled.quota import RateLimiterType
-from throttled.service.told import _version
+from throttled.service.told import library_version
 from throttled.store.base import AsyncStore, Store
 
 logger = logging.getLogger("throttled")
@@ -126,7 +126,7 @@ class Dashboard:
     @_answering
     async def _about(self, request: Request) -> Any:
         return {
-            "version": _version(),
+            "version": library_version(),
             "algorithms": RateLimiterType.choice(),
             "source": None if self._source is None else self._source.name,
             "made_up": getattr(self._source, "made_up", False),

@@ -29,7 +29,7 @@ from throttled.service.serving import (
     _shown_address,
     _store_at,
 )
-from throttled.service.side import _Server
+from throttled.service.side import Server
 from throttled.store.base import AsyncStore
 
 __all__ = ["Showing", "run", "show"]
@@ -130,7 +130,7 @@ async def show(
             limit_concurrency=_MOST,
             timeout_graceful_shutdown=1,
         )
-        server = _Server(config)
+        server = Server(config)
         _warn(showing, local)
         task = asyncio.ensure_future(server.serve(sockets=[listening]))
         try:

@@ -26,7 +26,7 @@ from throttled.hooks import Event
 from throttled.policies import OPERATIONS
 from throttled.quota import Rule
 from throttled.service.stats import PolicyStats
-from throttled.service.told import _file, _says, _Stores, _version
+from throttled.service.told import Stores, file_says, library_version, policy_says
 from throttled.store.base import new_lock
 
 #: Bytes of the longest answer that is read.
@@ -126,25 +126,25 @@ class OwnLimits:
 
     async def stats(self) -> dict[str, Any]:
         """What is counted."""
-        stores = _Stores()
+        stores = Stores()
         by_policy: dict[str, Any] = {}
         for name, (throttle, stats) in self._watched().items():
             with suppress(PolicyNotFoundError):
                 limit: Any = throttle
                 by_policy[name] = {
-                    **_says(self.limits, name, limit, stores),
+                    **policy_says(self.limits, name, limit, stores),
                     "operations": sorted(self.operations(name) or OPERATIONS),
                     "hides_keys": limit.store.hides_keys,
                     **stats.told(limit.store.hides_keys),
                 }
         return {
-            "version": _version(),
+            "version": library_version(),
             "uptime": round(time.monotonic() - self._began, 3),
             "draining": False,
             "under_way": None,
             "policies": by_policy,
             "stores": stores.told(),
-            "policy_file": _file(self.limits),
+            "policy_file": file_says(self.limits),
             "tickets": None,
         }
 

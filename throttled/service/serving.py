@@ -36,9 +36,8 @@ from throttled._text import shown
 from throttled.asyncio.policies import load
 from throttled.asyncio.store import MemoryStore, RedisStore
 from throttled.asyncio.throttled import Throttled
-from throttled.contrib.metrics import _Watch
 from throttled.contrib.prometheus import Metrics
-from throttled.exceptions import DataError, SetUpError
+from throttled.exceptions import SetUpError
 from throttled.service.logs import LogFormat, logger, say, write_to_stderr
 from throttled.service.server import SERVICE, Servicer
 from throttled.service.side import Side, SideServer
@@ -227,11 +226,8 @@ class Running:
 
     def _measure(self, name: str, throttle: Throttled) -> None:
         """Measure a policy from its first call on."""
-        try:
-            self._metrics.watch(throttle, name)
-        except DataError:
-            # There was another limit of that name, which is not in use any more.
-            throttle.observe(_Watch(self._metrics._recorder(name), self._metrics._near))
+        # There may have been another limit of that name, which is not in use any more.
+        self._metrics.watch(throttle, name, replace=True)
 
     async def _follow(self) -> None:
         """Say so when the policies were loaded anew, or could not be, and watch those that came."""

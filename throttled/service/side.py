@@ -133,7 +133,7 @@ class _Brief(H11Protocol):
         super().connection_lost(exc)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Leaves signals to the service, and says when it answers."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -170,7 +170,7 @@ class SideServer:
             timeout_keep_alive=_IDLE,
             timeout_graceful_shutdown=1,
         )
-        self._server = _Server(config)
+        self._server = Server(config)
         self._listening = listening
         self._task: asyncio.Task[None] | None = None
 

@@ -23,29 +23,29 @@ def told(running: Running) -> dict[str, Any]:
     """All that there is to tell of a service."""
     servicer, policies = running.servicer, running.policies
     waiting = servicer.waiting()
-    stores = _Stores()
+    stores = Stores()
     by_policy: dict[str, Any] = {}
     for name, throttle in servicer.begin().items():
         with suppress(PolicyNotFoundError):  # a reload has just taken it away
             by_policy[name] = {
-                **_says(policies, name, throttle, stores),
+                **policy_says(policies, name, throttle, stores),
                 "operations": sorted(servicer.operations(name)),
                 "waiting": waiting.get(name, 0),
                 **servicer.stats[name].told(throttle.store.hides_keys),
             }
     return {
-        "version": _version(),
+        "version": library_version(),
         "uptime": round(time.monotonic() - running.began, 3),
         "draining": running.draining,
         "under_way": servicer.running,
         "policies": by_policy,
         "stores": stores.told(),
-        "policy_file": _file(policies),
+        "policy_file": file_says(policies),
         "tickets": {"issued": running.tickets.issued, "settled": running.tickets.settled},
     }
 
 
-def _says(policies: Any, name: str, throttle: Throttled, stores: _Stores) -> dict[str, Any]:
+def policy_says(policies: Any, name: str, throttle: Throttled, stores: Stores) -> dict[str, Any]:
     """What holds for a policy, by its file or without one."""
     spec: Any = policies.spec(name) if hasattr(policies, "spec") else None
     says = {"tiers": [], "overrides": []} if spec is None else described(spec)
@@ -73,7 +73,7 @@ def _rule(rule: Rule, throttle: Throttled) -> dict[str, Any]:
     }
 
 
-def _file(policies: Any) -> dict[str, Any] | None:
+def file_says(policies: Any) -> dict[str, Any] | None:
     """Of the policy file, if there is one: the error of what is not in force."""
     path = getattr(policies, "path", None)
     if path is None:
@@ -81,7 +81,7 @@ def _file(policies: Any) -> dict[str, Any] | None:
     return {"path": str(path), "loaded_at": policies.loaded_at, "error": policies.error}
 
 
-class _Stores:
+class Stores:
     """The stores of all policies, each under one name."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ def _health(store: Any) -> dict[str, Any]:
     return known
 
 
-def _version() -> str:
+def library_version() -> str:
     try:
         return version("throttled-core")
     except PackageNotFoundError:  # run from its sources
