@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,9 @@ from tests.contract import Kind, Rig
 from tests.servers import Server, binaries, server, valkey
 
 __all__ = ["make_rig", "server", "server_named", "valkey"]
+
+# Servers are stopped with calls open, of which gRPC writes to stderr.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is for what runs in the background of a shell, and would be for programs that tests
