@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from throttled.service.agreed import SOURCES
+from throttled.service.v1 import throttled_pb2 as v1
+
 ROOT = Path(__file__).parents[2]
 PROTOCOL = Path("throttled/service/v1/throttled.proto")
 STUBS = ("throttled_pb2.py", "throttled_pb2.pyi", "throttled_pb2_grpc.py")
@@ -32,3 +35,10 @@ def test_another_protocol_makes_others(tmp_path: Path) -> None:
     generate(changed, tmp_path)
     fresh, ours = (root / PROTOCOL.with_name(STUBS[0]) for root in (tmp_path, ROOT))
     assert fresh.read_text("utf-8") != ours.read_text("utf-8")
+
+
+def test_sources_have_the_numbers_of_the_protocol() -> None:
+    names = {
+        number: "SOURCE_" + source.upper().replace("-", "_") for number, source in SOURCES.items()
+    }
+    assert {0: "SOURCE_UNSPECIFIED", **names} == {n: name for name, n in v1.Source.items()}

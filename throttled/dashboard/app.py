@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from throttled import __version__
 from throttled._text import shown
 from throttled.arguments import check_cost
 from throttled.dashboard.guard import Acting, Guard, problem
@@ -30,7 +31,6 @@ from throttled.exceptions import (
     PolicyNotFoundError,
 )
 from throttled.quota import RateLimiterType
-from throttled.service.told import library_version
 from throttled.store.base import AsyncStore, Store
 
 logger = logging.getLogger("throttled")
@@ -126,7 +126,7 @@ class Dashboard:
     @_answering
     async def _about(self, request: Request) -> Any:
         return {
-            "version": library_version(),
+            "version": __version__,
             "algorithms": RateLimiterType.choice(),
             "source": None if self._source is None else self._source.name,
             "made_up": getattr(self._source, "made_up", False),

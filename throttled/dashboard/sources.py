@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from anyio import to_thread
 
+from throttled import __version__
 from throttled._text import shown
 from throttled.base import BaseThrottled
 from throttled.exceptions import PolicyNotFoundError, ServiceUnavailableError, SetUpError
@@ -26,7 +27,7 @@ from throttled.hooks import Event
 from throttled.policies import OPERATIONS
 from throttled.quota import Rule
 from throttled.service.stats import PolicyStats
-from throttled.service.told import Stores, file_says, library_version, policy_says
+from throttled.service.told import Stores, file_says, policy_says
 from throttled.store.base import new_lock
 
 #: Bytes of the longest answer that is read.
@@ -138,7 +139,7 @@ class OwnLimits:
                     **stats.told(limit.store.hides_keys),
                 }
         return {
-            "version": library_version(),
+            "version": __version__,
             "uptime": round(time.monotonic() - self._began, 3),
             "draining": False,
             "under_way": None,

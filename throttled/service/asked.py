@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from throttled._text import shown
 from throttled.arguments import check_key
 from throttled.exceptions import DataError
-
-#: Characters that a key may have.
-LONGEST_KEY: Final = 4_096
+from throttled.service.agreed import LONGEST_KEY
 
 
 def reader(message: Any) -> Callable[[bytes], Any]:

@@ -18,38 +18,19 @@ from throttled.exceptions import (
 )
 from throttled.quota import Rule
 from throttled.result import RateLimitResult, Source
+from throttled.service import agreed
 from throttled.service.v1 import throttled_pb2 as v1
 
 #: Of `RateLimitResult.source`, what the protocol says.
-SOURCES: Final[dict[Source, v1.Source]] = {
-    "memory": v1.SOURCE_MEMORY,
-    "server": v1.SOURCE_SERVER,
-    "local-deny": v1.SOURCE_LOCAL_DENY,
-    "fallback": v1.SOURCE_FALLBACK,
-    "allowed-by-policy": v1.SOURCE_ALLOWED_BY_POLICY,
-    "denied-by-policy": v1.SOURCE_DENIED_BY_POLICY,
-    "shadow": v1.SOURCE_SHADOW,
-    "exempt": v1.SOURCE_EXEMPT,
-    "disabled": v1.SOURCE_DISABLED,
-}
-
-# Status codes of gRPC, by their numbers: what stands in an `Error`.
-OK: Final = 0
-INVALID_ARGUMENT: Final = 3
-NOT_FOUND: Final = 5
-RESOURCE_EXHAUSTED: Final = 8
-UNIMPLEMENTED: Final = 12
-INTERNAL: Final = 13
-UNAVAILABLE: Final = 14
-DATA_LOSS: Final = 15
+SOURCES: Final[dict[Source, Any]] = {source: number for number, source in agreed.SOURCES.items()}
 
 #: The first that an error is an instance of.
 _CODES: Final[tuple[tuple[type[BaseThrottledError], int], ...]] = (
-    (DataError, INVALID_ARGUMENT),
-    (PolicyNotFoundError, NOT_FOUND),
-    (OperationNotSupportedError, UNIMPLEMENTED),
-    (StoreUnavailableError, UNAVAILABLE),
-    (StateError, DATA_LOSS),
+    (DataError, agreed.INVALID_ARGUMENT),
+    (PolicyNotFoundError, agreed.NOT_FOUND),
+    (OperationNotSupportedError, agreed.UNIMPLEMENTED),
+    (StoreUnavailableError, agreed.UNAVAILABLE),
+    (StateError, agreed.DATA_LOSS),
 )
 
 #: Longer texts than this are cut: they travel as metadata, which is short.
@@ -71,7 +52,7 @@ def problem_of(error: Exception) -> tuple[int, str]:
         if isinstance(error, kind):
             text = str(error)
             return code, text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    return INTERNAL, "internal error"
+    return agreed.INTERNAL, "internal error"
 
 
 def decision_of(result: RateLimitResult) -> v1.Decision:

@@ -35,47 +35,31 @@ from throttled.result import (
     FrozenResult,
     RateLimitResult,
     RateLimitState,
-    Source,
     View,
 )
+from throttled.service import agreed
 from throttled.service.flights import parted
 from throttled.store.base import Health, Outcome, Reply, Ticket
 from throttled.store.policy import Flow
 
-#: Characters of the longest key that the service takes.
-MAX_KEY: Final = 4096
 #: Seconds that no wait outlasts: more than gRPC can say of a deadline.
 _EVER: Final = 1e9
 #: How often a settlement is sent, and the seconds between.
 _SETTLINGS: Final = 3
 _PAUSE: Final = 0.05
 
-_UNAVAILABLE: Final = 14
-_TOO_LATE: Final = 4
 #: By status code, what is not for `on_store_error`: a wrong token must not let everybody pass.
 _ERRORS: Final[dict[int, type[BaseThrottledError]]] = {
-    3: DataError,
-    5: PolicyNotFoundError,
-    7: SetUpError,
-    12: OperationNotSupportedError,
-    15: StateError,
-    16: SetUpError,
+    agreed.INVALID_ARGUMENT: DataError,
+    agreed.NOT_FOUND: PolicyNotFoundError,
+    agreed.PERMISSION_DENIED: SetUpError,
+    agreed.UNIMPLEMENTED: OperationNotSupportedError,
+    agreed.DATA_LOSS: StateError,
+    agreed.UNAUTHENTICATED: SetUpError,
 }
 #: Status codes of gRPC that are left, for messages.
 _NAMES: Final = {1: "CANCELLED", 2: "UNKNOWN", 8: "RESOURCE_EXHAUSTED", 13: "INTERNAL"}
 
-#: By the number that the protocol gives it; a number of a later version is the service's as well.
-_SOURCES: Final[dict[int, Source]] = {
-    1: "memory",
-    2: "server",
-    3: "local-deny",
-    4: "fallback",
-    5: "allowed-by-policy",
-    6: "denied-by-policy",
-    7: "shadow",
-    8: "exempt",
-    9: "disabled",
-}
 #: Sources of results for which nothing was taken.
 _NOTHING: Final = frozenset({"exempt", "disabled", "allowed-by-policy"})
 
@@ -86,9 +70,9 @@ def error_of(code: int, said: str, target: str, timeout: float) -> BaseThrottled
     kind = _ERRORS.get(code)
     if kind is not None:
         return kind(f"{where} says: {said}")
-    if code == _UNAVAILABLE:
+    if code == agreed.UNAVAILABLE:
         return ServiceUnavailableError(f"{where} is not available: {said}")
-    if code == _TOO_LATE:
+    if code == agreed.DEADLINE_EXCEEDED:
         late = ServiceUnavailableError(
             f"{where} did not answer within {plain(timeout)} s; whether it was counted is not known"
         )
@@ -120,7 +104,8 @@ def result_of(decision: Any) -> RateLimitResult:
         ]
     )
     limited, would = not decision.allowed, decision.would_limit
-    source = _SOURCES.get(decision.source, "server")
+    # A number of a later version is the service's as well.
+    source = agreed.SOURCES.get(decision.source, "server")
     view = View(rules, states, binding, decision.held)
     return FrozenResult.told(limited, source, view, None if would is limited else would)
 
@@ -222,9 +207,10 @@ class BaseService:
 
     def _request(self, kind: Any, key: str, **fields: Any) -> Any:
         """A message about a key; `DataError` for a key that no service would take."""
-        if len(key) > MAX_KEY:
+        if len(key) > agreed.LONGEST_KEY:
             raise DataError(
-                f"Invalid key: {shown(key)}, must be at most {MAX_KEY} characters for a service."
+                f"Invalid key: {shown(key)}, must be at most {agreed.LONGEST_KEY} characters for a "
+                f"service."
             )
         try:
             return kind(policy=self.policy, key=key, **fields)

@@ -42,7 +42,7 @@ from throttled.exceptions import (
 from throttled.hooks import Event, Observer, Stopwatch
 from throttled.reservation import Taken
 from throttled.result import RateLimitResult
-from throttled.service import messages
+from throttled.service import agreed, messages
 from throttled.service.asked import check_no_timeout, cost_of, key_of, reader
 from throttled.service.stats import PolicyStats
 from throttled.service.tickets import Issued, Tickets
@@ -93,12 +93,12 @@ def _answering(method: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
             if task not in self._sent_away:
                 raise
             task.uncancel()
-            code, text = messages.UNAVAILABLE, _LEAVING
+            code, text = agreed.UNAVAILABLE, _LEAVING
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             code, text = messages.problem_of(error)
-            if code == messages.INTERNAL:
+            if code == agreed.INTERNAL:
                 _log(method.__name__, error)
         finally:
             self.running -= 1

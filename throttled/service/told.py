@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from throttled import __version__
 from throttled.exceptions import PolicyNotFoundError
 from throttled.hooks import store_type_of
 from throttled.policies import described
@@ -34,7 +34,7 @@ def told(running: Running) -> dict[str, Any]:
                 **servicer.stats[name].told(throttle.store.hides_keys),
             }
     return {
-        "version": library_version(),
+        "version": __version__,
         "uptime": round(time.monotonic() - running.began, 3),
         "draining": running.draining,
         "under_way": servicer.running,
@@ -128,10 +128,3 @@ def _health(store: Any) -> dict[str, Any]:
     if isinstance(store, MemoryStore):
         known |= {"keys": len(store), "evicted": store.evicted}
     return known
-
-
-def library_version() -> str:
-    try:
-        return version("throttled-core")
-    except PackageNotFoundError:  # run from its sources
-        return "unknown"
