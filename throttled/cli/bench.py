@@ -14,7 +14,7 @@ from throttled.cli import chart
 from throttled.cli.endings import CommandError
 from throttled.cli.measuring import MEMORY, PREFIX, Bench, Cell, measure
 from throttled.cli.output import progress, show, show_json, show_table
-from throttled.cli.targets import json_option
+from throttled.cli.targets import algorithms_option, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,12 +42,7 @@ def _counts(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]
     metavar="URL",
     help="Of Redis or Valkey, or the word memory; may be given again. By default memory.",
 )
-@click.option(
-    "--using",
-    multiple=True,
-    type=click.Choice(RateLimiterType.choice()),
-    help="An algorithm, or several; by default all.",
-)
+@algorithms_option()
 @click.option(
     "--concurrency",
     callback=_counts,

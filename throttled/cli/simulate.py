@@ -10,7 +10,7 @@ import click
 from throttled import Quota, RateLimiterType
 from throttled.cli import chart
 from throttled.cli.output import duration, paint, progress, rule_of, show, show_json, show_table
-from throttled.cli.targets import json_option
+from throttled.cli.targets import algorithms_option, json_option
 from throttled.exceptions import DataError
 from throttled.simulation import KINDS, Traffic
 from throttled.simulation import simulate as simulated
@@ -36,12 +36,7 @@ def _rate(_: click.Context, __: click.Parameter, text: str) -> float:
 @click.option(
     "--quota", required=True, metavar="TEXT", help='As "100/s burst 20", or "10/s; 1000/h".'
 )
-@click.option(
-    "--using",
-    multiple=True,
-    type=click.Choice(RateLimiterType.choice()),
-    help="An algorithm, or several; by default all.",
-)
+@algorithms_option()
 @click.option(
     "--traffic",
     type=click.Choice(KINDS),

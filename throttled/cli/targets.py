@@ -171,6 +171,16 @@ def json_option() -> Option:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+def algorithms_option() -> Option:
+    """`--using`, where several may be given."""
+    return click.option(
+        "--using",
+        multiple=True,
+        type=click.Choice(RateLimiterType.choice()),
+        help="An algorithm, or several; by default all.",
+    )
+
+
 _TARGET_OPTIONS: Final = (
     click.option("--quota", metavar="TEXT", help='As "100/s burst 200", or "10/s; 1000/h".'),
     click.option(
