@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import acl
 from tests.contract import Kind, Rig
+from tests.realtime import RERUNS, WATCH
 from tests.servers import Server, binaries, server, valkey
 
 __all__ = ["make_rig", "server", "server_named", "valkey"]
@@ -37,6 +38,22 @@ settings.register_profile(
     "search", settings.get_profile("tests"), max_examples=5000, derandomize=False
 )
 settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("realtime"):
+            item.add_marker(pytest.mark.flaky(reruns=RERUNS, condition=WATCH.stood_still))
+
+
+@pytest.fixture(autouse=True)
+def _watch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Watches whether time goes on, where a test waits in it."""
+    if not request.node.get_closest_marker("realtime"):
+        yield
+        return
+    with WATCH():
+        yield
 
 
 @pytest.fixture(scope="session")

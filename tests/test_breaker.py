@@ -19,6 +19,8 @@ from throttled.exceptions import StoreUnavailableError
 from throttled.store import breaker as breakers
 from throttled.store.breaker import FAILURES, PAUSE, Breaker
 
+pytestmark = pytest.mark.realtime
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from throttled.contrib.identity import UNKNOWN, client_ip, hashed, join
 from throttled.exceptions import DataError
 
+pytestmark = pytest.mark.realtime
+
 PROXY, INNER = "10.0.0.1", "10.0.0.2"
 CLIENT, FORGED = "203.0.113.5", "198.51.100.66"
 TRUSTED = ["10.0.0.0/8", "fd00::/8"]

@@ -22,6 +22,8 @@ from throttled.asyncio.store import RedisStore
 from throttled.exceptions import DataError, LimitedError
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 #: Seconds. Deadlines are real time while slots are on a clock that stands: what lies between those
 #: two is never short of a minute.
 SOON, LATE = 100.0, 100_000.0

@@ -19,6 +19,8 @@ from throttled.asyncio import Throttled as AsyncThrottled
 from throttled.exceptions import LimitedError, StateError
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 flavour, clock, failing = stores.flavour, stores.clock, stores.failing
 
 

@@ -21,6 +21,8 @@ from throttled.exceptions import DataError, LimitedError, StateError, StoreUnava
 from throttled.store import RedisStore
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 BUCKETS = ("token_bucket", "leaking_bucket", "gcra")
 #: The notes hold for every algorithm; memory and a fake server are enough to show it.
 LOCAL = [param for param in STORES if str(param.id) in ("memory", "memory-async", "fakeredis")]

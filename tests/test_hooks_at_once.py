@@ -30,6 +30,8 @@ from throttled import RateLimitResult, hooks
 from throttled.exceptions import StoreUnavailableError
 from throttled.hooks import HookContext
 
+pytestmark = pytest.mark.realtime
+
 flavour = flavours.flavour
 
 # -- several at once ------------------------------------------------------------------------------

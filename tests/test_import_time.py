@@ -18,6 +18,8 @@ import throttled
 import throttled.asyncio
 import throttled.asyncio.store
 
+pytestmark = pytest.mark.realtime
+
 ROOT = Path(throttled.__file__).parents[1]
 
 #: What an import may bring along, beside the standard library.

@@ -23,6 +23,8 @@ from throttled.exceptions import DataError, StateError, StoreUnavailableError
 from throttled.store import RedisStore
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 stores = pytest.mark.parametrize("kind", STORES)
 
 

@@ -19,6 +19,8 @@ from throttled.exceptions import DataError, LimitedError, StoreUnavailableError
 from throttled.hooks import Event, Observer
 from throttled.testing import FakeClock, disabled
 
+pytestmark = pytest.mark.realtime
+
 flavour = flavours.flavour
 valkey, key, proxy, callers = servers.valkey, shared.key, shared.proxy, shared.callers
 on_server = pytest.mark.server

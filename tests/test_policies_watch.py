@@ -29,6 +29,8 @@ from throttled import Throttled
 from throttled.exceptions import DataError, SetUpError
 from throttled.policies import Policies, base
 
+pytestmark = pytest.mark.realtime
+
 flavour = flavours.flavour
 path = policy_files.path
 ROOT = Path(__file__).parent.parent

@@ -42,6 +42,8 @@ from throttled.store.loops import AsyncLane
 from throttled.store.redis import RedisStore
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

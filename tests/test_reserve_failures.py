@@ -18,6 +18,8 @@ from throttled.exceptions import LimitedError, SetUpError, StoreUnavailableError
 from throttled.store import aioredis, redis
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 Body = Callable[[Any], Awaitable[None]]
 
 

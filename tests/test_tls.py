@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.realtime]
 
 FLAVOURS = pytest.mark.parametrize("made", [RedisStore, AsyncRedisStore], ids=["sync", "async"])
 PLAN = make_plan("token_bucket", Quota.parse("50/d"))

@@ -24,7 +24,7 @@ from tests.servers import (
     wait_until,
 )
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.realtime]
 
 BINARIES = pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
 

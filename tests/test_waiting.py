@@ -22,6 +22,8 @@ from throttled.exceptions import LimitedError
 from throttled.quota import Quota
 from throttled.store import RedisStore
 
+pytestmark = pytest.mark.realtime
+
 CALLERS = 50
 #: 100 a second, one at a time: the first goes at once, the last after 0.49 s.
 QUOTA = "100/s burst 1"

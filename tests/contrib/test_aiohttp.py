@@ -19,6 +19,8 @@ from throttled.asyncio import MemoryStore, RedisStore
 from throttled.contrib.aiohttp import RateLimitMiddleware, RefusedError
 from throttled.exceptions import DataError, LimitedError
 
+pytestmark = pytest.mark.realtime
+
 
 @pytest.fixture
 def server() -> Iterator[Enforcing]:

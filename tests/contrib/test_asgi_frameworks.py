@@ -41,6 +41,8 @@ from throttled.contrib.keys import by_route, by_user
 from throttled.exceptions import DataError
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 FRAMEWORKS = [starlette, fastapi, litestar, litestar_wrapped, quart]
 Make = Callable[..., Site]
 every = pytest.mark.parametrize("make", FRAMEWORKS, ids=lambda make: make.__name__)

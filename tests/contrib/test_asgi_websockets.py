@@ -26,6 +26,8 @@ from throttled.asyncio import MemoryStore, RedisStore, Throttled
 from throttled.contrib.asgi import RateLimit
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 if TYPE_CHECKING:
     from tests.servers import Server
 

@@ -41,6 +41,8 @@ from rest_framework.response import Response  # isort: skip
 from rest_framework.test import APIRequestFactory  # isort: skip
 from rest_framework.views import APIView  # isort: skip
 
+pytestmark = pytest.mark.realtime
+
 _prefixes = (f"drf-{n}" for n in count())
 
 HANDLER = {"EXCEPTION_HANDLER": "throttled.contrib.drf.exception_handler"}

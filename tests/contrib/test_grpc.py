@@ -32,6 +32,8 @@ from throttled.contrib.keys import by_header, by_user
 from throttled.exceptions import DataError
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 FLAVOURS = ["sync", "aio", "aio-plain"]
 LIMITED = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -25,6 +25,8 @@ from throttled.exceptions import DataError, LimitedError, SetUpError, StoreUnava
 from throttled.store import RedisStore
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 
 def answers(*statuses: int, headers: dict[str, str] | None = None) -> Callable[[int], Any]:
     """What a server answers, one after the other, the last one for good."""

@@ -22,6 +22,8 @@ from throttled.contrib.requests import RateLimitAdapter, RefusedError
 from throttled.exceptions import DataError, LimitedError
 from throttled.store import RedisStore
 
+pytestmark = pytest.mark.realtime
+
 
 @pytest.fixture
 def server() -> Iterator[Enforcing]:

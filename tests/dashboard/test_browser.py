@@ -16,7 +16,7 @@ from throttled.dashboard import Dashboard
 from throttled.quota import RateLimiterType
 from throttled.service import Client
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.realtime]
 
 VIEWS = ("#/simulator", "#/live", "#/key?policy=search&key=user%3A1")
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"

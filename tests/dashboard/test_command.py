@@ -23,6 +23,8 @@ from throttled.dashboard import ServiceStats
 from throttled.exceptions import ServiceUnavailableError, SetUpError
 from throttled.service import Client
 
+pytestmark = pytest.mark.realtime
+
 
 def test_with_nothing_given_there_is_life() -> None:
     with dashboard() as (running, site):

@@ -36,6 +36,8 @@ from throttled.service.tokens import Guard, Tokens
 from throttled.service.v1 import throttled_pb2 as v1
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 __all__ = ["caller", "client", "service"]
 
 WORDS = ["raise", "allow", "deny", "local"]

@@ -28,6 +28,8 @@ from tests.service.clients import (
 from throttled import MemoryStore
 from throttled.asyncio.service import Client as AsyncClient
 
+pytestmark = pytest.mark.realtime
+
 __all__ = ["caller", "client", "held", "service", "team"]
 
 

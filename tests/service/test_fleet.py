@@ -20,7 +20,7 @@ from throttled.exceptions import ServiceUnavailableError
 from throttled.service.v1 import throttled_pb2 as v1
 from throttled.service.v1.throttled_pb2_grpc import RateLimiterStub
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.realtime]
 
 #: What is counted is the subject, not how fast a busy machine connects.
 PATIENT: dict[str, Any] = {"decision_timeout": 20.0}

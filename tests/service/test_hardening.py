@@ -24,7 +24,7 @@ from h2.settings import SettingCodes
 from throttled.service.v1.throttled_pb2 import CheckManyRequest, CheckRequest
 from throttled.service.v1.throttled_pb2_grpc import RateLimiterStub
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.realtime]
 
 #: Not a leak: what a process grows to when it is first put to work, in MB.
 SOME = 60

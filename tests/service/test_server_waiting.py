@@ -19,6 +19,8 @@ from throttled.service.v1 import throttled_pb2 as v1
 from throttled.service.v1.throttled_pb2_grpc import RateLimiterStub
 from throttled.testing import FakeClock
 
+pytestmark = pytest.mark.realtime
+
 
 async def waits(server: Site, number: int = 1) -> None:
     """Wait until so many calls wait for their slot."""

@@ -28,6 +28,8 @@ from throttled.service.serving import Running, Serving, serve
 from throttled.service.v1 import throttled_pb2 as v1
 from throttled.service.v1.throttled_pb2_grpc import RateLimiterStub
 
+pytestmark = pytest.mark.realtime
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

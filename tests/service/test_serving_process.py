@@ -19,6 +19,8 @@ from tests.service.sites import Code, prefix
 from throttled.service.v1 import throttled_pb2 as v1
 from throttled.service.v1.throttled_pb2_grpc import RateLimiterStub
 
+pytestmark = pytest.mark.realtime
+
 RUN = """
 import sys
 from throttled.exceptions import DataError, SetUpError

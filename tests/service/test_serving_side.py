@@ -20,6 +20,8 @@ from throttled import MemoryStore, Rule
 from throttled.asyncio import RedisStore, Throttled
 from throttled.service import side
 
+pytestmark = pytest.mark.realtime
+
 HTTP = f"{HOST}:0"
 
 
