@@ -102,13 +102,16 @@ clean: ## remove .venv, caches and what was built
 	rm -rf .venv .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps are written last, so an install that was interrupted is taken up again.
+# The stamps are written last, so an install that was interrupted is taken up again. What is
+# installed as a link is not compiled by pip as a copy would be, but imports should be as quick.
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(PIP) -e '.[dev]'
+	@$(BIN)/python -m compileall -q throttled
 	@touch $@
 
 .venv/demo: pyproject.toml | .venv/bin/python
 	$(PIP) -e '.[all]'
+	@$(BIN)/python -m compileall -q throttled
 	@touch $@
 
 .venv/bin/python:
