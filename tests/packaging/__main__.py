@@ -33,7 +33,7 @@ from tests.packaging.building import (
 )
 
 #: The Pythons to look for: those that the classifiers name.
-WANTED = ("3.11", "3.12", "3.13", "3.14")
+WANTED = ("3.11", "3.12", "3.13")
 #: What the tests read beside themselves.
 BESIDE = ("docs", "README.md", "CHANGELOG.rst", "pyproject.toml")
 #: Tests of the tree itself, which would have to lie around them.
