@@ -29,6 +29,7 @@ highlight_language = "text"  # of blocks that do not say
 html_theme = "furo"
 html_title = f"throttled {release}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 
@@ -49,6 +50,7 @@ nitpick_ignore_regex = [
     # What calls return or take, and nobody makes or names.
     ("py:.*", r"throttled\.(pacing\.(Async)?Paced|switch\.Disabled|contrib\.flask\._Said)"),
     ("py:.*", r"throttled\.(asyncio\.reservation\.Reserving|store\.base\.Sleeper)"),
+    ("py:.*", r"throttled\.(base\.BaseThrottled|dashboard\.sources\.Source)"),
     ("py:.*", r"throttled\.store\.\w+\.(Sync|Async)(Line|Lane|Ask)"),
 ]
 suppress_warnings = [
@@ -78,22 +80,14 @@ def as_markdown(app: Sphinx, kind: str, name: str, what: Any, how: Any, lines: l
         lines[:] = [".. markdown::", "", *[f"   {line}" for line in text.split("\n")], ""]
 
 
-def by_overview(app: Sphinx, page: str, source: list[str]) -> None:
-    """Links to the README lead to the page that holds it; its own links are seen from there."""
+def to_changelog(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links to the changelog lead to the page that holds it."""
     up = "../" * page.count("/")
-    source[0] = source[0].replace(f"]({up}../README.md", f"]({up}overview.md")
     source[0] = source[0].replace(f"]({up}../CHANGELOG.rst", f"]({up}changelog.rst")
-    if page == "overview":
-        app.env.note_dependency(app.srcdir.parent / "README.md")
-        readme = (app.srcdir.parent / "README.md").read_text("utf-8")
-        readme = re.sub(r"\]\((?!https?:|#)(?!docs/)", "](../", readme)
-        readme = readme.replace("](docs/examples)", "](examples.md)")
-        readme = readme.replace("](../CHANGELOG.rst", "](changelog.rst")
-        source[0] = readme.replace("](docs/", "](")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("markdown", Markdown)
     app.connect("autodoc-process-docstring", as_markdown)
-    app.connect("source-read", by_overview)
+    app.connect("source-read", to_changelog)
     return {"parallel_read_safe": True}

@@ -1,16 +1,30 @@
-"""What the documents say is run: every Python block, every example, the demo."""
+"""What the documents say is run: every Python block, every example, the demo.
+
+Of the other blocks, files of policies are loaded, commands are parsed, and what a block is said to
+print (a block of text right behind it) is compared. The pages of the command line, of the contract
+and of migration have tests of their own for theirs.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
+
+import throttled
+from tests.servers import HOST
+from throttled.cli.commands import throttled as command_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +33,9 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted(path.stem for path in (ROOT / "docs" / "examples").glob("*.py"))
 
-#: The port of the server that the documents speak of.
+#: The ports of the server and of the service that the documents speak of.
 PORT = re.compile(r"(?<!\d)6379(?!\d)")
+SERVICE = re.compile(r"localhost:50051")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -28,10 +43,21 @@ def blocks() -> Iterator[object]:
     """Every block of Python, named by its document and line."""
     for document in DOCUMENTS:
         text = document.read_text("utf-8")
-        for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for match in re.finditer(
+            r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", text, re.DOTALL | re.MULTILINE
+        ):
             line = text.count("\n", 0, match.start()) + 2
             marks = [pytest.mark.server] if PORT.search(match[1]) else []
-            yield pytest.param(match[1], id=f"{document.name}:{line}", marks=marks)
+            yield pytest.param(match[1], match[2] or "", id=f"{document.name}:{line}", marks=marks)
+
+
+def others(language: str) -> Iterator[object]:
+    """Every block of another language, named likewise."""
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            line = text.count("\n", 0, match.start()) + 2
+            yield pytest.param(match[1], id=f"{document.name}:{line}")
 
 
 def run(*arguments: str) -> str:
@@ -69,20 +95,105 @@ def follow(code: str, printed: str) -> None:
         lines = iter(rest[found + 1 :])
 
 
-@pytest.mark.parametrize("code", list(blocks()))
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with the policy that the documents ask."""
+    file = tmp_path_factory.mktemp("service") / "policies.toml"
+    file.write_text('[policies.api]\nquota = "100/s"\n')
+    words = ("serve", str(file), "--listen", f"{HOST}:0", "--http", "off")
+    with subprocess.Popen(
+        [sys.executable, "-m", "throttled", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+    ) as serving:
+        assert serving.stdout is not None
+        try:
+            yield serving.stdout.readline().removeprefix("gRPC on ").strip()
+        finally:
+            serving.terminate()
+
+
+@pytest.mark.parametrize(("code", "shown"), list(blocks()))
 def test_a_block_runs_and_prints_what_its_comments_say(
-    code: str, request: pytest.FixtureRequest
+    code: str, shown: str, request: pytest.FixtureRequest
 ) -> None:
     if PORT.search(code):
         code = PORT.sub(str(request.getfixturevalue("valkey").port), code)
-    follow(code, run("-c", code))
+    if SERVICE.search(code):
+        code = SERVICE.sub(request.getfixturevalue("service"), code)
+    printed = run("-c", code)
+    follow(code, printed)
+    assert " ".join(shown.split()) in " ".join(printed.split())
 
 
-def test_the_quick_starts_of_the_readme_are_the_examples() -> None:
+@pytest.mark.parametrize("text", list(others("toml")))
+def test_a_policy_file_is_in_order(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://localhost:1/0")
+    file = tmp_path / "policies.toml"
+    file.write_text(
+        text if "policies" in tomllib.loads(text) else f'{text}[policies.a]\nquota="1/s"'
+    )
+    throttled.load(file).close()
+
+
+@pytest.mark.parametrize("text", list(others("json")))
+def test_json_is_json(text: str) -> None:
+    json.loads(text)
+
+
+def commands() -> Iterator[object]:
+    """Every command of ours in a block, be it typed behind a prompt or not."""
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8")
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            joined = block.replace("\\\n", " ")
+            for words in re.findall(r"^(?:\$ )?throttled (.+)$", joined, re.MULTILINE):
+                yield pytest.param(
+                    shlex.split(words, comments=True), id=f"{document.name}: {words}"
+                )
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_a_command_could_be_given(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policies.toml").write_text('[policies.api]\nquota = "1/s"\n')
+    name, *rest = words
+    with click.Context(command_line, info_name="throttled") as context:
+        command = command_line.get_command(context, name)
+        assert command is not None
+        command.make_context(name, rest, parent=context).close()
+
+
+def test_what_is_installed_run_or_made_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8")
+        for extras in re.findall(r"throttled-core\[([\w, -]+)\]", text):
+            assert set(extras.split(",")) <= set(project["optional-dependencies"]), document
+        for target in re.findall(r"(?:^|`)make ([a-z][a-z-]+)", text, re.MULTILINE):
+            assert f"\n{target}:" in makefile, f"{document}: {target}"
+        for module in re.findall(r"python -m ((?:docs|tests|throttled)[\w.]*)", text):
+            assert find_spec(module.rstrip(".")), f"{document}: {module}"
+
+
+def test_the_readme_can_be_read_anywhere() -> None:
+    """Where a package is listed, there are no files beside it, and headings have no anchors."""
     readme = (ROOT / "README.md").read_text("utf-8")
-    for name in ("quick_start", "async_quick_start"):
-        example = (ROOT / "docs" / "examples" / f"{name}.py").read_text("utf-8")
-        assert example.split('"""\n\n', 1)[1] in readme
+    assert not re.findall(r"\]\((?!https://)", readme)
+    pages = set(re.findall(r"`(docs/[\w./-]*|[A-Z]+\.rst)`", readme))
+    assert len(pages) > 20
+    assert not [page for page in pages if not (ROOT / page).exists()]
+    shown = readme.splitlines()[:25]
+    assert {"# throttled", "from throttled import Throttled"} <= set(shown)
+    assert [line for line in shown if line.startswith("pip install throttled-core")]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib
 import inspect
 import os
@@ -10,14 +11,20 @@ import shutil
 import subprocess
 import sys
 import zlib
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from tests import test_contract
 from tests.contract import Kind, Rig
 from throttled.exceptions import SetUpError, StoreUnavailableError
+from throttled.store import AsyncStore, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -30,8 +37,8 @@ MODULES = [
         f"throttled.{name}"
         for name in (
             *("asyncio", "asyncio.hooks", "asyncio.policies", "asyncio.service", "asyncio.store"),
-            *("contract", "exceptions", "hooks", "policies", "rate_limiter", "service"),
-            *("simulation", "store", "testing", "utils"),
+            *("contract", "dashboard", "exceptions", "hooks", "policies", "rate_limiter"),
+            *("service", "service.serving", "simulation", "store", "testing", "utils"),
         )
     ],
     *[
@@ -44,6 +51,10 @@ MODULES = [
         }
     ],
 ]
+
+
+#: What a class may have besides functions that is called, or read like a call.
+OURS = (property, classmethod, staticmethod)
 
 
 def block(language: str, beginning: str) -> str:
@@ -90,8 +101,39 @@ def test_every_page_is_in_the_site(site: Path) -> None:
     assert len(pages) > 40
     for page in pages:
         assert (site / page.with_suffix(".html")).exists(), page
-    overview = (site / "overview.html").read_text("utf-8")
-    assert 'href="rules.html#penalties"' in overview
+
+
+class Links(HTMLParser):
+    """What a page links to, and what in it can be linked to."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(page.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.targets.append(value)
+            elif name == "id" and value:
+                self.anchors.add(value)
+
+
+@pytest.mark.slow
+def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
+    pages = {page: Links(page) for page in site.rglob("*.html")}
+    dead = []
+    for page, links in pages.items():
+        for target in links.targets:
+            url = urlsplit(target)
+            if url.scheme:
+                continue
+            file = (page.parent / unquote(url.path)).resolve() if url.path else page
+            there = pages[file].anchors if file in pages else set()
+            if not file.exists() or (file in pages and url.fragment and url.fragment not in there):
+                dead.append(f"{page.name}: {target}")
+    assert not dead
 
 
 @pytest.mark.slow
@@ -113,6 +155,34 @@ def test_every_public_name_is_in_the_site(site: Path) -> None:
     ]
 
 
+def undocumented(name: str, value: Any) -> Iterator[str]:
+    """What has no docstring of its own: a function, a class, or what can be called of it."""
+    if not inspect.getdoc(value):
+        yield name
+    if not inspect.isclass(value) or issubclass(value, enum.Enum):
+        return
+    for each, member in vars(value).items():
+        if each.startswith("_") or not (callable(member) or isinstance(member, OURS)):
+            continue
+        # An async store does what its sync twin does.
+        twin = Store if value is AsyncStore else value
+        if not inspect.getdoc(getattr(twin, each)):
+            yield f"{name}.{each}"
+
+
+def test_every_public_name_says_what_it_is_for() -> None:
+    found = [
+        missing
+        for module in map(importlib.import_module, MODULES)
+        for name in module.__all__
+        if inspect.isclass(value := getattr(module, name)) or inspect.isroutine(value)
+        for missing in undocumented(f"{module.__name__}.{name}", value)
+    ]
+    assert not found
+    modules = [module for module in MODULES if not importlib.import_module(module).__doc__]
+    assert not modules
+
+
 def test_every_example_is_on_the_page_of_examples() -> None:
     page = (DOCS / "examples.md").read_text("utf-8")
     for example in (DOCS / "examples").glob("*.py"):
@@ -122,12 +192,21 @@ def test_every_example_is_on_the_page_of_examples() -> None:
 # -- the store of the page on the architecture ----------------------------------------------------
 
 
-@pytest.fixture
-def store_class(capsys: pytest.CaptureFixture[str]) -> Any:
+@pytest.fixture(scope="module")
+def store_class() -> Any:
     names: dict[str, Any] = {}
     exec(block("python", "import json"), names)
-    assert capsys.readouterr().out
     return names["SqliteStore"]
+
+
+def test_the_examples_are_short() -> None:
+    for language, beginning in [
+        ("python", "import json"),
+        ("python", '"""Anchored window'),
+        ("lua", "-- The twin of anch"),
+    ]:
+        lines = [line for line in block(language, beginning).splitlines() if line.strip()]
+        assert len(lines) < 60, beginning
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,8 @@ class BaseThrottled(Generic[StoreT]):
         :param enforce: False: decide and count, but let every call pass ("shadow").
         :param exempt: called with the key; a call passes uncounted if it returns true.
         :param per: for decorated generators: charge each "call" or each "item".
-        :param quota_ttl: seconds for which the answer of a callable `quota` is kept.
+        :param quota_ttl: seconds for which the answer of a callable `quota` is kept: 60 by default;
+            0: not at all, `math.inf`: as long as there is room.
         :param hooks: `Hook`s around every decision, the first one outermost.
         :param on_allow: called with an `Event` when a call was admitted.
         :param on_deny: called with an `Event` when a call was refused.

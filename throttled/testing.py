@@ -49,13 +49,13 @@ class FakeClock:
         return float(self._us)
 
     def advance(self, seconds: float) -> None:
-        """Move on by `seconds` (0 or more)."""
+        """Move on by `seconds`, 0 or more; anything else is a `DataError`."""
         step = _whole_us("seconds", seconds)
         with self._lock:
             self._us += step
 
     def set(self, now: float) -> None:
-        """Step to an instant, also back, as a server's clock may after a failover."""
+        """Step to an instant in seconds since the epoch, also back, as a server's clock may."""
         with self._lock:
             self._us = _whole_us("now", now)
 

@@ -57,11 +57,11 @@ class Throttled(BaseThrottled[Store]):
     ) -> RateLimitResult:
         """Take `cost` from the key's limit and say whether the call may go on.
 
-        `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. `deadline`:
-        an instant of `time.monotonic()` that no wait outlasts; given alone, it is also the timeout.
-        A cost of 0 is always allowed and changes nothing. Raises `DataError` for a bad argument,
-        and `StoreUnavailableError` or `StateError` when the store cannot decide, unless
-        `on_store_error` says what then.
+        `cost`: an integer of 0 or more; 0 is always allowed and changes nothing. `timeout`: seconds
+        to wait at most, up to `math.inf`, in place of the instance's; -1, like 0: do not wait.
+        `deadline`: an instant of `time.monotonic()` that no wait outlasts; given alone, it is also
+        the timeout. Raises `DataError` for a bad argument, and `StoreUnavailableError` or
+        `StateError` when the store cannot decide, unless `on_store_error` says what then.
         """
         if (
             timeout is None
@@ -112,7 +112,8 @@ class Throttled(BaseThrottled[Store]):
         `pairs`: (throttle, key) or (throttle, key, cost), all on one store. It does not wait by
         default; with a timeout or deadline it sleeps until the slowest limit lets it try again, as
         long as that lies within, and stands in no line meanwhile. The result has all rules, in the
-        order of the pairs.
+        order of the pairs. Costs, timeout and deadline are those of `limit`, and so is what it
+        raises; limits that cannot be asked together are a `DataError` too.
 
         On a Redis Cluster the keys must share a slot: `slot="acme"` gives them one, by which the
         same keys are found elsewhere as `Key("u42", slot="acme")`.
@@ -122,7 +123,11 @@ class Throttled(BaseThrottled[Store]):
         return finished(limit_all(checked, patience))
 
     def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
-        """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
+        """The state of a key, changing nothing.
+
+        `retry_after` says in how many seconds a call of `cost` (an integer of 0 or more) would fit.
+        Raises what `limit` does.
+        """
         key, cost, _ = self._call(key, cost, None)
         decide = self._ask if switch.enabled() else self._off
         state: RateLimitState = decide(key, cost, LOOK).state
@@ -131,7 +136,7 @@ class Throttled(BaseThrottled[Store]):
     def forecast(self, key: str | None = None) -> Forecast:
         """What a key can spend now, when it can spend more, and when it is full, changing nothing.
 
-        Instants are seconds since the epoch.
+        Instants are seconds since the epoch, by this machine's clock. Raises what `limit` does.
         """
         return finished(adjusting.forecast(self, key))
 
@@ -149,9 +154,9 @@ class Throttled(BaseThrottled[Store]):
             with throttle.reserve("api", cost=4_000) as reservation:
                 reservation.settle(call().tokens)
 
-        `cost` is the instance's by default; timeout and deadline as for `limit`. Raises
-        `LimitedError` when refused. `on_error`: whether a block that fails gives the estimate back
-        ("refund") or keeps it ("keep").
+        `cost` is the instance's by default; timeout and deadline as for `limit`. `on_error`:
+        whether a block that fails gives the estimate back ("refund") or keeps it ("keep"). Raises
+        `LimitedError` when refused, else what `limit` does.
         """
         check_on_error(on_error)
         wanted = self._own_cost() if cost is None else cost
@@ -174,7 +179,8 @@ class Throttled(BaseThrottled[Store]):
     def refund(self, key: str, n: int) -> bool:
         """Give back up to `n` of what was used, the newest first; whether anything came of it.
 
-        Never more than is outstanding, and never what others who wait count on.
+        Never more than is outstanding, and never what others who wait count on. Raises `DataError`
+        for anything but an integer from 0 to 1,000,000,000.
         """
         return finished(adjusting.change(self, key, "n", n, -1))
 
@@ -188,7 +194,8 @@ class Throttled(BaseThrottled[Store]):
         Needs `hold=True`, here and wherever it is to be heeded; limits of one `key_prefix` share
         the penalties of a key. Callers of this process who wait for a slot look again when they
         wake; what other processes were promised stands. A shorter penalty does not end a longer
-        one; `reset` does.
+        one; `reset` does. Raises `SetUpError` without `hold=True`, and `DataError` for seconds
+        outside of 0 to 31,622,400, which is 366 days.
         """
         finished(adjusting.penalize(self, key, seconds))
 
@@ -203,8 +210,9 @@ class Throttled(BaseThrottled[Store]):
         """Hand out the items of an iterable at the pace of the limit.
 
         Each item is taken from it, waits for its turn, and is handed out. `cost` may be a callable
-        of the item. One whose turn lies beyond the timeout raises `LimitedError` and is kept: the
-        next `next()` tries it again.
+        of the item. One whose turn lies beyond the timeout (seconds for each item; as long as it
+        takes by default, whatever the instance says) raises `LimitedError` and is kept: the next
+        `next()` tries it again. Raises `DataError` for a bad argument, at once.
         """
         return Paced(self, iterable, key, cost, timeout)
 

@@ -79,12 +79,12 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
     ) -> RateLimitResult:
         """Take `cost` from the key's limit and say whether the call may go on.
 
-        `timeout`: seconds to wait at most, in place of the instance's; -1: do not wait. `deadline`:
-        an instant of `anyio.current_time()` (in asyncio, of `time.monotonic()`) that no wait
-        outlasts; given alone, it is also the timeout. A cost of 0 is always allowed and changes
-        nothing. A cancelled call gives back what it was promised. Raises `DataError` for a bad
-        argument, and `StoreUnavailableError` or `StateError` when the store cannot decide, unless
-        `on_store_error` says what then.
+        `cost`: an integer of 0 or more; 0 is always allowed and changes nothing. `timeout`: seconds
+        to wait at most, up to `math.inf`, in place of the instance's; -1, like 0: do not wait.
+        `deadline`: an instant of `anyio.current_time()` (in asyncio, of `time.monotonic()`) that no
+        wait outlasts; given alone, it is also the timeout. A cancelled call gives back what it was
+        promised. Raises `DataError` for a bad argument, and `StoreUnavailableError` or
+        `StateError` when the store cannot decide, unless `on_store_error` says what then.
         """
         if (
             timeout is None
@@ -136,7 +136,7 @@ class Throttled(BaseThrottled["Store | AsyncStore"]):
         return await afinished(limit_all(checked, within_scopes(patience) if patience else NOW))
 
     async def peek(self, key: str | None = None, cost: int = 1) -> RateLimitState:
-        """The state of a key, changing nothing; `retry_after` says when `cost` would fit."""
+        """The state of a key, changing nothing: see `throttled.Throttled.peek`."""
         key, cost, _ = self._call(key, cost, None)
         if not switch.enabled():
             return self._off(key, cost, LOOK).state

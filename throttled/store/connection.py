@@ -375,6 +375,7 @@ class SentinelConnectionFactory(ConnectionFactory):
         return self.built("SENTINEL", cls, sentinels=addresses, sentinel_kwargs=kwargs)
 
     def pool_path(self) -> Any:
+        """The class of the pool, or its dotted path."""
         return self.options.get("CONNECTION_POOL_CLASS", self.pool_classes[self.asynchronous])
 
 
