@@ -29,7 +29,7 @@ from throttled.testing import FakeClock
 from throttled.throttled import Throttled
 
 if TYPE_CHECKING:
-    from throttled.base import Quotas
+    from throttled.settings import Quotas
 
 __all__ = ["KINDS", "Kind", "Run", "Simulation", "Timeline", "Traffic", "simulate"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from throttled import adjusting, switch
 from throttled.algorithms.plan import LOOK, NOW
 from throttled.arguments import checked_calls, wait_of
-from throttled.base import BaseThrottled, Terms
+from throttled.base import BaseThrottled
 from throttled.decorator import limited
 from throttled.exceptions import LimitedError
 from throttled.hooks import Stopwatch, run_hooks
@@ -20,6 +20,7 @@ from throttled.pacing import Paced
 from throttled.quota import MAX_LIMIT
 from throttled.reservation import OnError, Reservation, Taken, check_on_error
 from throttled.result import Forecast, RateLimitResult, RateLimitState
+from throttled.settings import Terms
 from throttled.store.base import Store, Ticket
 from throttled.store.policy import finished
 from throttled.together import all_pairs, limit_all

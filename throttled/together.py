@@ -20,8 +20,9 @@ from throttled.hooks import Stopwatch
 from throttled.result import RateLimitResult
 
 if TYPE_CHECKING:
-    from throttled.base import BaseThrottled, Terms
+    from throttled.base import BaseThrottled
     from throttled.quota import Rule
+    from throttled.settings import Terms
     from throttled.store.policy import Flow
 
     #: A limit, a key and a cost.

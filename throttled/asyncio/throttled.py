@@ -17,7 +17,7 @@ from throttled.algorithms.plan import LOOK, NOW
 from throttled.arguments import checked_calls, wait_of
 from throttled.asyncio.hooks import run_hooks
 from throttled.asyncio.reservation import Reservation, Reserving, seen_through
-from throttled.base import BaseThrottled, Terms
+from throttled.base import BaseThrottled
 from throttled.decorator import alimited
 from throttled.exceptions import LimitedError
 from throttled.hooks import Stopwatch
@@ -26,6 +26,7 @@ from throttled.pacing import AsyncPaced
 from throttled.quota import MAX_LIMIT
 from throttled.reservation import OnError, Taken, check_on_error
 from throttled.result import Forecast, RateLimitResult, RateLimitState
+from throttled.settings import Terms
 from throttled.store.base import AsyncStore, Store, Ticket
 from throttled.store.policy import afinished
 from throttled.together import all_pairs, limit_all

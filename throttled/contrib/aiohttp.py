@@ -14,9 +14,9 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from aiohttp.payload import BytesPayload
 
 from throttled.asyncio import Throttled
-from throttled.base import Quotas
 from throttled.contrib.outbound import AT_MOST, Client, Outbound, host_key
 from throttled.exceptions import LimitedError
+from throttled.settings import Quotas
 from throttled.store.policy import afinished
 
 __all__ = ["RateLimitMiddleware", "RefusedError"]

@@ -14,9 +14,9 @@ import httpx
 
 from throttled import Throttled
 from throttled.asyncio import Throttled as AsyncThrottled
-from throttled.base import Quotas
 from throttled.contrib.outbound import AT_MOST, Client, Outbound, host_key
 from throttled.exceptions import LimitedError
+from throttled.settings import Quotas
 from throttled.store.policy import afinished, finished
 
 __all__ = ["AsyncRateLimitTransport", "RateLimitTransport", "RefusedError"]

@@ -25,7 +25,7 @@ from throttled.store.policy import Flow
 from throttled.throttled import Throttled
 
 if TYPE_CHECKING:
-    from throttled.base import Quotas
+    from throttled.settings import Quotas
 
 __all__ = ["Ask", "BaseRateLimit", "FaultError", "called", "check_options"]
 

@@ -16,10 +16,10 @@ from threading import Lock
 from typing import Any, Final
 
 from throttled._text import plain, shown
-from throttled.base import Quotas
 from throttled.contrib.metrics import Outcome, outcome_of
 from throttled.exceptions import DataError
 from throttled.hooks import Event, Observer
+from throttled.settings import Quotas
 from throttled.store.base import new_lock
 from throttled.store.memory import MemoryStore
 from throttled.throttled import Throttled

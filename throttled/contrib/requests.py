@@ -14,9 +14,9 @@ import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 
 from throttled import Throttled
-from throttled.base import Quotas
 from throttled.contrib.outbound import AT_MOST, Client, Outbound, host_key
 from throttled.exceptions import LimitedError
+from throttled.settings import Quotas
 from throttled.store.policy import finished
 
 __all__ = ["RateLimitAdapter", "RefusedError"]

@@ -16,7 +16,8 @@ from throttled._text import shown
 from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK
 from throttled.arguments import check_cost, check_key
 from throttled.asyncio.throttled import Throttled as AsyncThrottled
-from throttled.base import BaseThrottled, Terms
+from throttled.base import BaseThrottled
+from throttled.settings import Terms
 from throttled.dashboard.sources import Limits, Source, rule_told
 from throttled.dashboard.stored import stored
 from throttled.exceptions import (

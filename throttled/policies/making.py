@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Final
 
 from throttled.arguments import Key
-from throttled.base import BaseThrottled, _observing
+from throttled.base import BaseThrottled
+from throttled.settings import _observing
 from throttled.policies.spec import MEMORY, FileSpec, Override, PolicySpec, StoreSpec
 from throttled.policies.values import BadValueError, Path, Values
 from throttled.quota import Rule

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from throttled._text import shown
 from throttled.algorithms.plan import DEFAULT_PREFIX
-from throttled.base import Quotas
+from throttled.settings import Quotas
 from throttled.exceptions import (
     BaseThrottledError,
     DataError,

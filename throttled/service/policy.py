@@ -20,7 +20,8 @@ from throttled.store.base import Answer, AsyncStore, Store
 from throttled.store.policy import Flow, afinished, finished
 
 if TYPE_CHECKING:
-    from throttled.base import BaseThrottled, Terms
+    from throttled.base import BaseThrottled
+    from throttled.settings import Terms
     from throttled.reservation import Taken
     from throttled.store.policy import Level
 
