@@ -82,10 +82,12 @@ docs: .venv/dev ## build the site of the documents into build/docs; a warning is
 linkcheck: .venv/dev ## look up where the documents link to, outside of them too
 	$(BIN)/python -m sphinx -b linkcheck docs build/linkcheck
 
+# An old generator, in an environment of its own: what a newer one makes needs newer packages, and
+# those who use the service with other libraries on protobuf may not have them. Python 3.11 to 3.13.
 .PHONY: proto
-proto: .venv/dev ## generate the stubs of the service anew
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
-	    throttled/service/v1/throttled.proto
+proto: .benchmarks/proto/done ## generate the stubs of the service anew
+	.benchmarks/proto/bin/python -m grpc_tools.protoc \
+	    -I . --python_out=. --pyi_out=. --grpc_python_out=. throttled/service/v1/throttled.proto
 
 .PHONY: dist
 dist: .venv/dev ## build the wheel and the source distribution into dist
@@ -107,6 +109,11 @@ clean: ## remove .venv, caches and what was built
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(PIP) -e '.[dev]'
 	@$(BIN)/python -m compileall -q throttled
+	@touch $@
+
+.benchmarks/proto/done: | .venv/bin/python
+	$(BIN)/python -m venv --clear .benchmarks/proto
+	.benchmarks/proto/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.66.2
 	@touch $@
 
 .venv/demo: pyproject.toml | .venv/bin/python

@@ -80,7 +80,8 @@ def test_what_a_look_tells(path: Path, looked: Any) -> None:
     policies = looked.policies
     assert looked() == []
     put(path, API.format("6/m"))
-    assert looked() == [f"{path} was reloaded"]
+    reloaded = f"{path} was reloaded, policies in force: 1"
+    assert looked() == [reloaded]
     assert looked() == []
     put(path, "policies = 5")
     problem = f"{path}: policies: Invalid policies: 5, must be a table."
@@ -97,7 +98,8 @@ def test_what_a_look_tells(path: Path, looked: Any) -> None:
     assert looked() == [f"{path} was not reloaded, the policies of before stay: {gone}"]
     assert looked() == []
     put(path, API.format("6/m"))
-    assert looked() == []  # nothing has changed
+    assert looked() == [reloaded]  # nothing has changed, but it was wrong
+    assert looked() == []
     assert policies.error is None
     put(path, "policies = 5")
     assert looked() == [warning]  # it was right meanwhile

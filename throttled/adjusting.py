@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from throttled import switch
 from throttled.algorithms.plan import LOOK
 from throttled.arguments import check_amount, check_key, check_seconds
-from throttled.exceptions import DataError, SetUpError
+from throttled.exceptions import SetUpError
 from throttled.quota import MAX_LIMIT
 from throttled.result import Forecast, RateLimitResult
 
@@ -28,27 +28,15 @@ def change(
     throttle: BaseThrottled[Any], key: object, what: str, amount: object, sign: int
 ) -> Flow[bool]:
     """Charge, or give back; says whether anything was changed."""
-    key, delta = check_key(key), check_amount(what, amount)
+    key, delta = check_key(key), sign * check_amount(what, amount)
     if not switch.enabled() or not delta:
         return False
     terms = yield from throttle._terms_of(key)
-    if all(rule.cost is not None for rule in terms.plan.rules):
-        raise DataError(
-            f"Invalid use of {'debit' if sign > 0 else 'refund'}: every rule has a cost of its "
-            f"own, so there is none that {what} would apply to."
-        )
 
     def ask(level: Any) -> Any:
-        joint = level.plan.joint
-        return level.store.adjust_all(
-            [
-                (plan, key, sign * delta, None)
-                for plan, rule in zip(joint.plans, joint.rules, strict=True)
-                if rule.cost is None
-            ]
-        )
+        return level.store.change(level.plan.joint, key, delta)
 
-    return any((yield from terms.policy.tried(ask, list, key, delta)))
+    return any((yield from terms.policy.tried(ask, list, key, abs(delta))))
 
 
 def reset(throttle: BaseThrottled[Any], key: object) -> Flow[None]:

@@ -19,7 +19,7 @@ from throttled.cli.endings import code_of, ended
 
 #: What is wrong, and what is said of it after "throttled: ".
 WRONG_USE = {
-    "chek": "No such command 'chek'. See throttled -h.",
+    "chek": "No such command 'chek', did you mean 'check'? See throttled -h.",
     "check": "Missing argument 'KEY'. See throttled check -h.",
     "check k": (
         "No limit is given: give one of --quota TEXT, --policies FILE with --policy NAME, "
@@ -95,6 +95,14 @@ WRONG_USE = {
         "--token and --token-file exclude one another. See throttled serve -h."
     ),
     "serve f.toml --token-file /nowhere/tokens": ("/nowhere/tokens: No such file or directory"),
+    # As it is written with a variable that is not set.
+    "check k --quota 1/s --store ''": (
+        "Invalid Redis URL: '', must begin with one of redis://, rediss://, unix://, "
+        "redis+sentinel://, redis+cluster://."
+    ),
+    "check k --service localhost:1 --policy api --token ''": (
+        "Invalid token: must be printable ASCII text, as the service was given it."
+    ),
     "simulate": "Missing option '--quota'. See throttled simulate -h.",
     "simulate --quota 1/s --rate 5/parsec": (
         "Invalid value for '--rate': '5/parsec' is not a rate such as 150/s, 90/m or 0.5. "
@@ -144,6 +152,20 @@ def test_a_wrong_option_is_told_what_was_meant() -> None:
     assert done.code == 2
     assert done.err.startswith("throttled: No such option")
     assert "--quota" in done.err.replace("--quotas", "")
+    assert "?." not in done.err
+
+
+def test_a_wrong_command_is_told_what_was_meant() -> None:
+    done = invoke("chek", "k")
+    assert (done.code, done.out) == (2, "")
+    assert (
+        done.err == "throttled: No such command 'chek', did you mean 'check'? See throttled -h.\n"
+    )
+    done = invoke("limit", "k")
+    assert done.err == (
+        "throttled: No such command 'limit', must be one of check, peek, debit, reset, serve, "
+        "dashboard, simulate, bench, contract. See throttled -h.\n"
+    )
 
 
 def test_without_a_command_there_is_help() -> None:

@@ -128,7 +128,7 @@ def test_tokens_come_from_files_and_the_environment(policies: Path, tmp_path: Pa
     tokens = tmp_path / "tokens"
     tokens.write_text("old-token\n\nnew-token\n", "utf-8")
     own = tmp_path / "own"
-    own.write_text("new-token\n", "utf-8")
+    own.write_text("new-token\r\n", "utf-8-sig")  # some editors put a mark there
     with served(policies, "--token-file", tokens) as (_, address):
         ask = ("peek", "k", "--service", address, "--policy", "llm")
         assert run(*ask, THROTTLED_TOKEN="old-token").code == 0
@@ -187,6 +187,9 @@ def test_a_service_counts_where_its_store_is(policies: Path, valkey: Server) -> 
         (["--ticket-ttl", "0"], "Invalid ticket_ttl: 0.0"),
         (["--tls-cert", "cert.pem"], "Invalid tls_cert: it is of no use without tls_key."),
         (["--store", "odd"], "Invalid Redis URL: 'odd'"),
+        # As they are written with a variable that is not set.
+        (["--store", ""], "Invalid Redis URL: ''"),
+        (["--token", ""], "Invalid tokens[0]: it is empty, must be text."),
     ],
 )
 def test_what_cannot_be_served_is_said(policies: Path, arguments: list[str], said: str) -> None:

@@ -415,5 +415,10 @@ def test_the_quota_of_what_stands_in_changes_nothing(caller: Caller, client: Any
     assert result.rules == (Rule("3/m", using="token_bucket"),)
     assert caller.wait(api.refund("k", 1))
     caller.wait(api.reset("k"))
+    # Of what an amount applies to, too, the service decides.
+    fixed = client.policy("api", quota=Rule("9/s", cost=1), on_store_error="local")
+    caller.wait(fixed.debit("k", 2))
+    assert caller.wait(fixed.peek("k")).remaining == 1
+    assert caller.wait(fixed.refund("k", 2))
     with pytest.raises(DataError, match="are the service's"):
         _ = api.quota

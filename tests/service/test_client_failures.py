@@ -158,6 +158,9 @@ def test_who_stands_in(caller: Caller, nowhere: str) -> None:
         assert caller.wait(api.peek("k")).remaining == 1
         nothing = caller.wait(api.reserve("k", 0))
         assert nothing.result.source == "fallback"
+    fixed = client.policy("api", quota=Rule("9/m", cost=1), on_store_error=store)
+    with pytest.raises(DataError, match="Invalid use of debit: every rule has a cost of its own"):
+        caller.wait(fixed.debit("k", 1))
     waiting = client.policy("api", quota="1/m burst 1", on_store_error=store, timeout=90)
     caller.wait(waiting.limit("waits"))
     before = clock.now
@@ -407,12 +410,12 @@ class Ahead:
         async def check_many(request: bytes, context: Any) -> bytes:
             return bytes(v1.CheckManyResponse().SerializeToString())
 
-        server.add_registered_method_handlers(
-            "throttled.v1.RateLimiter",
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(check),
-                "CheckMany": grpc.unary_unary_rpc_method_handler(check_many),
-            },
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(check),
+            "CheckMany": grpc.unary_unary_rpc_method_handler(check_many),
+        }
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("throttled.v1.RateLimiter", methods),)
         )
 
 

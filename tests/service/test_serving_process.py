@@ -125,6 +125,48 @@ def test_a_second_signal_stops_it_at_once(path: Path) -> None:
         assert waiting.done() or waiting.exception(20) is not None
 
 
+ENDS = """
+import asyncio
+from throttled import MemoryStore
+from throttled.asyncio import Throttled
+from throttled.asyncio.service import Client
+from throttled.service.serving import Serving, serve
+
+store = MemoryStore()
+limit = Throttled(quota="1/h", store=store)
+
+async def main():
+    begun = asyncio.get_running_loop().create_future()
+    serving = Serving({{"api": limit}}, listen="{host}:0", http="{host}:0")
+    asyncio.create_task(serve(serving, begun.set_result))
+    service = await begun
+    api = Client(service.address, decision_timeout=20).policy("api")
+    for _ in range({calls}):
+        asyncio.create_task(api.limit("k", timeout=1e6))
+    while sum(service.servicer.waiting().values()) < {calls} - 1:
+        await asyncio.sleep(0.01)
+
+asyncio.run(main())
+print(asyncio.run(limit.peek("k")).reset_after <= 3600)
+"""
+
+
+@pytest.mark.parametrize("calls", [0, 3])
+def test_a_loop_that_ends_takes_it_along(calls: int) -> None:
+    # Nobody has stopped it: `asyncio.run` cancels what there is, the tasks of gRPC included.
+    code = ENDS.format(host=HOST, calls=calls)
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+
+
 def test_sighup_reads_the_policies_again(path: Path) -> None:
     with process(path) as running:
         assert running.check().states[0].remaining == 9

@@ -62,7 +62,7 @@ def test_what_is_read_is_what_was_issued(
     assert re.fullmatch(r"v1\.[\w-]+\.[\w-]{43}", text)
     assert tickets.read(text) == issued
     assert (issued.policy, issued.key, issued.level, issued.home) == (policy, key, 2, "home")
-    assert [each.prefix for each in issued.plans()] == [each.prefix for each in whole.plans]
+    assert [each.prefix for each in issued.joint().plans] == [each.prefix for each in whole.plans]
     plan, changes = tickets.read(text).changes(actual, ticket.store)
 
     def told(changes: Any) -> Any:
@@ -88,7 +88,7 @@ def test_what_stands_in_has_keys_of_its_own() -> None:
     prefix = make_plan("gcra", Quota.parse("10/s"), "p").prefix
     whole = make_plan("gcra", Quota.parse("5/s"), prefix).joint
     issued = Tickets().issue("api", "k", 1, 1, "", taken(whole, "k", 1))
-    assert issued.plans()[0].prefix == whole.plans[0].prefix
+    assert issued.joint().plans[0].prefix == whole.plans[0].prefix
 
 
 def test_nothing_taken() -> None:
@@ -122,6 +122,40 @@ def test_of_another_version_but_signed() -> None:
         issued: Any = payload
         with pytest.raises(DataError, match="by a version that differs"):
             tickets.read(tickets.text(issued))
+
+
+def test_of_somebody_who_knows_that_there_is_no_secret() -> None:
+    tickets = Tickets()
+    issued = tickets.issue("api", "k", 3, 0, "", taken(joint(Rule("9/s", "gcra")), "k", 3))
+    assert tickets.read(tickets.text(issued)) == issued
+    (part,) = issued.parts
+    bad: dict[str, list[Any]] = {
+        "policy": [None, [], 1],
+        "key": [None, "", 1, {}],
+        "issued": [None, "1", []],
+        "expires": [None, "9", [], float("inf"), float("nan"), issued.expires + 400 * 86_400],
+        "id": [None, 1, []],
+        "level": [None, -1, "0", 0.5, True],
+        "home": [None, 1],
+        "parts": [
+            (part._replace(**{name: value}),)
+            for name, values in {
+                "algorithm": [None, "x", []],
+                "quota": [None, "x", 1],
+                "prefix": [None, "", "{", 1],
+                "name": ["{", 1],
+                "fixed": [-1, "1", 1.5],
+                "cost": [None, -1, "1", 1.5, float("inf"), 10**12, True],
+                "slot": [None, "x", [], float("inf"), float("nan")],
+            }.items()
+            for value in values
+        ],
+    }
+    for name, values in bad.items():
+        for value in values:
+            forged = tickets.text(issued._replace(**{name: value}))
+            with pytest.raises(DataError, match="by a version that differs"):
+                tickets.read(forged)
 
 
 def test_it_expires_to_the_millisecond() -> None:

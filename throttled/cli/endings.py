@@ -91,7 +91,8 @@ def _explained(error: Exception) -> int:
         return code_of(error)
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "throttled"
-        say(f"{error.format_message().removesuffix('.')}. See {path} -h.")
+        text = error.format_message()
+        say(f"{text}{'' if text.endswith(('.', '?')) else '.'} See {path} -h.")
     elif isinstance(error, click.ClickException):
         say(error.format_message())
     elif isinstance(error, CommandError):

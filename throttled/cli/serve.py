@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,6 +13,7 @@ from throttled.cli.targets import (
     TOKEN_VARIABLE,
     json_option,
     lines_of,
+    or_in,
     store_at,
     store_option,
 )
@@ -99,7 +99,7 @@ def serve(
     FILE is TOML or JSON. The service ends in good order upon SIGTERM, and reads the file again
     upon SIGHUP or when it changes.
     """
-    store = store or os.environ.get(STORE_VARIABLE) or None
+    store = or_in(STORE_VARIABLE, store)
     if check:
         _check(policies, store, as_json)
         return None
@@ -110,7 +110,7 @@ def serve(
     if token_file is not None:
         tokens = tuple(lines_of(token_file))
     else:
-        token = token or os.environ.get(TOKEN_VARIABLE) or None
+        token = or_in(TOKEN_VARIABLE, token)
         tokens = () if token is None else (token,)
     if ticket_secret_file is not None:
         secrets = lines_of(ticket_secret_file)
@@ -118,7 +118,7 @@ def serve(
             raise CommandError(f"{ticket_secret_file}: must hold one line, the secret.")
         secret: str | None = secrets[0]
     else:
-        secret = os.environ.get(SECRET_VARIABLE) or None
+        secret = or_in(SECRET_VARIABLE, None)
     from throttled.service.serving import Serving, run
 
     return run(

@@ -93,10 +93,10 @@ class Target:
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
             from throttled.service import Client
 
-            token = self.token or (lines_of(self.token_file)[0] if self.token_file else None)
+            token = self.token if self.token_file is None else lines_of(self.token_file)[0]
             client = Client(
                 self.service,
-                token=token or os.environ.get(TOKEN_VARIABLE) or None,
+                token=or_in(TOKEN_VARIABLE, token),
                 tls=self.tls,
                 ca=self.ca,
                 cert=self.client_cert,
@@ -104,7 +104,7 @@ class Target:
             )
             stack.callback(client.close)
             return client.policy(self.policy or "")
-        store = store_at(self.store or os.environ.get(STORE_VARIABLE) or None)
+        store = store_at(or_in(STORE_VARIABLE, self.store))
         if store is not None:
             stack.callback(store.close)
         if self.policies is not None:
@@ -121,6 +121,15 @@ class Target:
         )
 
 
+def or_in(variable: str, given: str | None) -> str | None:
+    """What an option says, else what that variable of the environment does.
+
+    A variable that is empty says nothing. An option that is empty does, and is wrong: it is likely
+    to have been written with a variable that is not set.
+    """
+    return (os.environ.get(variable) or None) if given is None else given
+
+
 def store_at(url: str | None) -> Store | None:
     """The store that a URL, or the word memory, means; None for None."""
     if url is None:
@@ -133,7 +142,7 @@ def store_at(url: str | None) -> Store | None:
 def lines_of(path: str) -> list[str]:
     """The tokens or the secret in a file, one a line."""
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise CommandError(f"{path}: is not text in UTF-8, must hold one line or more.") from None
     tokens = [line.strip() for line in text.splitlines() if line.strip()]

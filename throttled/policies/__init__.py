@@ -53,8 +53,8 @@ def load(
     """The policies of a .toml or .json file: `load("policies.toml")["api"].limit(key)`.
 
     `store` is for policies for which the file names none; by default they share one in the memory
-    of this process. With `watch=1.0` a thread looks every second whether the file has changed, and
-    reloads it: see `Policies.watch`.
+    of this process. With `watch=1.0` a thread looks whether the file has changed, every so many
+    seconds, and reloads it: see `Policies.watch`.
 
     Raises `DataError` for a file that cannot be had or is wrong, with every problem on a line of
     its own.

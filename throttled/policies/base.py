@@ -337,15 +337,26 @@ class BasePolicies(Mapping[str, T], Generic[T]):
         try:
             if not asked and self._reread():
                 return False
-            if self.reload():
-                logger.info("%s was reloaded", self._name)
+            wrong = self._error is not None
+            # Said as well if it is put right by what was in force all the time.
+            if self.reload() or wrong:
+                names = sorted(self)
+                logger.info(
+                    "%s was reloaded, policies in force: %d",
+                    self._name,
+                    len(names),
+                    extra={"throttled_event": "reloaded", "throttled_policies": names},
+                )
         except DataError as error:
             self._error = str(error)
             problem = self._digest, str(error)
             if asked or problem != self._warned:
                 self._warned = problem
                 logger.warning(
-                    "%s was not reloaded, the policies of before stay: %s", self._name, error
+                    "%s was not reloaded, the policies of before stay: %s",
+                    self._name,
+                    error,
+                    extra={"throttled_event": "reload_failed", "throttled_error": str(error)},
                 )
         return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from fnmatch import translate
 from functools import partial
@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from throttled.arguments import Key
 from throttled.base import BaseThrottled
-from throttled.settings import _observing
 from throttled.policies.spec import MEMORY, FileSpec, Override, PolicySpec, StoreSpec
 from throttled.policies.values import BadValueError, Path, Values
 from throttled.quota import Rule
+from throttled.settings import _observing
 from throttled.store.memory import MemoryStore
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,6 +61,11 @@ def made_of(
         if store is None or (word is not None and fallback is None):
             continue  # the store is the problem
         path: Path = ("policies", name)
+        if any(each is store for each in _standing_in(fallback)):
+            values.wrong(
+                (*path, "on_store_error"), f"Invalid on_store_error: {word!r} would replace itself."
+            )
+            continue
         try:
             made.limits[name] = _limit(values, path, policy, kind, store, fallback)
         except BadValueError:
@@ -293,9 +298,11 @@ def take_over(
 
 def stores_of(throttle: BaseThrottled[Any]) -> list[Any]:
     """The stores that a limit may ask."""
-    found = [throttle.store]
-    after: Any = throttle.on_store_error
-    while not isinstance(after, str):
-        found.append(after)
-        after = after.on_store_error
-    return found
+    return [throttle.store, *_standing_in(throttle.on_store_error)]
+
+
+def _standing_in(word: Any) -> Iterator[Any]:
+    """The stores that stand in one for the other, by an `on_store_error`."""
+    while word is not None and not isinstance(word, str):
+        yield word
+        word = word.on_store_error

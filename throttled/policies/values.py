@@ -14,6 +14,8 @@ from urllib.parse import unquote
 from throttled._text import shown
 from throttled.exceptions import DataError, SetUpError
 
+_TEXT: Final = "text that is not empty"
+
 #: Names and indexes that lead to a value.
 Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -131,7 +133,7 @@ class Values:
 
     # -- values -----------------------------------------------------------------------------------
 
-    def text(self, path: Path, what: str, value: object, must: str = "text") -> str:
+    def text(self, path: Path, what: str, value: object, must: str = _TEXT) -> str:
         """Text that is not empty, with what it has of the environment."""
         text = self.plain(path, what, value, must)
         expanded = self.expanded(path, what, text)
@@ -139,7 +141,7 @@ class Values:
             raise self.bad(path, what, text, f"{must}; it is empty in the environment")
         return expanded
 
-    def plain(self, path: Path, what: str, value: object, must: str = "text") -> str:
+    def plain(self, path: Path, what: str, value: object, must: str = _TEXT) -> str:
         """Text that is not empty, as it is."""
         if not isinstance(value, str) or not value:
             raise self.bad(path, what, value, must)

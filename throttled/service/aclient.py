@@ -34,14 +34,6 @@ class Policy(OfService, Throttled):
 
     __slots__ = ()
 
-    async def debit(self, key: str, n: int) -> None:
-        """Charge `n`, even past the limit: see `Throttled.debit`."""
-        await afinished(self._changing(key, n, 1))
-
-    async def refund(self, key: str, n: int) -> bool:
-        """Give back up to `n` of what was used: see `Throttled.refund`."""
-        return await afinished(self._changing(key, n, -1))
-
     async def forecast(self, key: str | None = None) -> Forecast:
         """What a key can spend, and when it can spend more: see `Throttled.forecast`."""
         return await afinished(self._forecasting(self, key))
@@ -116,8 +108,8 @@ class Service(BaseService, AsyncStore):
     async def settle(self, ticket: Ticket, actual: int | None) -> None:
         await afinished(self._settle(ticket, actual))
 
-    async def change(self, key: str, delta: int) -> bool:
-        return await afinished(self._change(key, delta))
+    async def change(self, joint: Any, key: str, delta: int) -> list[bool]:
+        return [await afinished(self._change(key, delta))]
 
     async def forecast(self, key: str) -> Forecast:
         return await afinished(self._forecast(key))
@@ -133,12 +125,12 @@ class Service(BaseService, AsyncStore):
         return [reply_of(each) if isinstance(each, RateLimitResult) else each for each in outcomes]
 
     async def adjust(self, plan: Any, key: str, delta: int, slot: float | None = None) -> bool:
-        return await self.change(key, delta)
+        return await afinished(self._change(key, delta))
 
     async def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         # One for each rule, where the service has rules of its own.
         asked = dict.fromkeys([(key, delta) for _, key, delta, _ in changes])
-        return [await self.change(key, delta) for key, delta in asked]
+        return [await afinished(self._change(key, delta)) for key, delta in asked]
 
     async def admit_all(self, joint: Any, keys: Any, cost: int, patience: float) -> Any:
         self._joins_not()

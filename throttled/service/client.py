@@ -34,14 +34,6 @@ class Policy(OfService, Throttled):
 
     __slots__ = ()
 
-    def debit(self, key: str, n: int) -> None:
-        """Charge `n`, even past the limit: see `Throttled.debit`."""
-        finished(self._changing(key, n, 1))
-
-    def refund(self, key: str, n: int) -> bool:
-        """Give back up to `n` of what was used: see `Throttled.refund`."""
-        return finished(self._changing(key, n, -1))
-
     def forecast(self, key: str | None = None) -> Forecast:
         """What a key can spend, and when it can spend more: see `Throttled.forecast`."""
         return finished(self._forecasting(self, key))
@@ -115,8 +107,8 @@ class Service(BaseService, Store):
     def settle(self, ticket: Ticket, actual: int | None) -> None:
         finished(self._settle(ticket, actual))
 
-    def change(self, key: str, delta: int) -> bool:
-        return finished(self._change(key, delta))
+    def change(self, joint: Any, key: str, delta: int) -> list[bool]:
+        return [finished(self._change(key, delta))]
 
     def forecast(self, key: str) -> Forecast:
         return finished(self._forecast(key))
@@ -132,12 +124,12 @@ class Service(BaseService, Store):
         return [reply_of(each) if isinstance(each, RateLimitResult) else each for each in outcomes]
 
     def adjust(self, plan: Any, key: str, delta: int, slot: float | None = None) -> bool:
-        return self.change(key, delta)
+        return finished(self._change(key, delta))
 
     def adjust_all(self, changes: Sequence[Change]) -> list[bool]:
         # One for each rule, where the service has rules of its own.
         asked = dict.fromkeys([(key, delta) for _, key, delta, _ in changes])
-        return [self.change(key, delta) for key, delta in asked]
+        return [finished(self._change(key, delta)) for key, delta in asked]
 
     def admit_all(self, joint: Any, keys: Any, cost: int, patience: float) -> Any:
         self._joins_not()

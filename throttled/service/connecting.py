@@ -15,7 +15,6 @@ from weakref import WeakSet
 
 from throttled._text import shown
 from throttled.algorithms.plan import DEFAULT_PREFIX
-from throttled.settings import Quotas
 from throttled.exceptions import (
     BaseThrottledError,
     DataError,
@@ -32,6 +31,7 @@ from throttled.service.remote import (
     taken,
     unreadable,
 )
+from throttled.settings import Quotas
 from throttled.store.base import Outcome, new_lock
 from throttled.store.breaker import Breaker
 from throttled.store.policy import checked_policy

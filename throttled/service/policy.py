@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from throttled import adjusting, switch
 from throttled._text import shown
 from throttled.algorithms.plan import NOW
-from throttled.arguments import check_amount, check_key
+from throttled.arguments import check_key
 from throttled.exceptions import DataError, OperationNotSupportedError
 from throttled.hooks import HookContext, store_type_of
 from throttled.outcomes import nothing_taken
@@ -21,8 +21,8 @@ from throttled.store.policy import Flow, afinished, finished
 
 if TYPE_CHECKING:
     from throttled.base import BaseThrottled
-    from throttled.settings import Terms
     from throttled.reservation import Taken
+    from throttled.settings import Terms
     from throttled.store.policy import Level
 
 
@@ -143,28 +143,6 @@ class OfService:
 
     def _context(self, key: str, cost: int) -> HookContext:
         return HookContext(key, cost, "service", store_type_of(self.store))
-
-    def _changing(self, key: object, amount: object, sign: int) -> Flow[bool]:
-        """Charge, or give back; whether anything came of it."""
-        key, delta = check_key(key), sign * check_amount("n", amount)
-        if not switch.enabled() or not delta:
-            return False
-        terms = yield from self._terms_of(key)
-
-        def ask(level: Level) -> Any:
-            if level.store is self.store:
-                return level.store.change(key, delta)
-            joint = level.plan.joint
-            return level.store.adjust_all(
-                [
-                    (plan, key, delta, None)
-                    for plan, rule in zip(joint.plans, joint.rules, strict=True)
-                    if rule.cost is None
-                ]
-            )
-
-        changed = yield from terms.policy.tried(ask, list, key, abs(delta))
-        return changed if isinstance(changed, bool) else any(changed)
 
     def _forecasting(self, throttle: BaseThrottled[Any], key: object) -> Flow[Forecast]:
         """What a key can spend; what stands in for the service is looked at several times."""

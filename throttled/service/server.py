@@ -168,6 +168,8 @@ class Servicer(RateLimiterServicer):
             )
             for method in methods
         }
+        # Those of registered methods are found faster, where this version of gRPC knows them.
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
 
     # -- what is asked ----------------------------------------------------------------------------

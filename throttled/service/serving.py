@@ -13,10 +13,11 @@ Stopping
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import os
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,7 @@ from throttled.asyncio.store import MemoryStore, RedisStore
 from throttled.asyncio.throttled import Throttled
 from throttled.contrib.prometheus import Metrics
 from throttled.exceptions import SetUpError
+from throttled.service.certificates import credentials_of
 from throttled.service.logs import LogFormat, logger, say, write_to_stderr
 from throttled.service.server import SERVICE, Servicer
 from throttled.service.side import Side, SideServer
@@ -57,6 +59,12 @@ _EVERY: Final = 1.0
 _LEAVING: Final = 0.2
 #: Seconds that giving back may take at the end.
 _GIVING_BACK: Final = 6.0
+
+#: Addresses, for messages.
+_SUCH: Final = {
+    "listen": "'127.0.0.1:50051', '[::1]:50051' or 'unix:/path'",
+    "http": "'127.0.0.1:9464' or '[::1]:9464'",
+}
 
 _OPTIONS: Final = (
     # Or two processes would share the port, each with half of the calls and its own memory.
@@ -172,6 +180,8 @@ class Running:
         self._started = False
         self._store: Any = None
         self._server: Any = None
+        # What gRPC accepts calls by.
+        self._accepting: list[asyncio.Task[Any]] = []
         self._side: SideServer | None = None
         self._health: Any = None
         self._metrics: Any = None
@@ -183,7 +193,7 @@ class Running:
     async def start(self) -> None:
         """Load the policies and listen. Raises `SetUpError` or `DataError` if that cannot be."""
         serving = self.serving
-        credentials = _credentials(serving)
+        credentials = credentials_of(serving)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._metrics = Metrics(registry)
@@ -203,7 +213,9 @@ class Running:
             stats, healthy = partial(told, self), lambda: self._stopping is None
             self._side = SideServer(Side(registry, stats, healthy, self.tokens), listening)
             await self._side.start()
+        others = asyncio.all_tasks()
         await self._server.start()
+        self._accepting = [each for each in asyncio.all_tasks() - others if _accepts(each)]
         if hasattr(self.policies, "watching"):
             self._tasks = [
                 asyncio.ensure_future(each)
@@ -230,20 +242,13 @@ class Running:
         self._metrics.watch(throttle, name, replace=True)
 
     async def _follow(self) -> None:
-        """Say so when the policies were loaded anew, or could not be, and watch those that came."""
-        loaded, failed = self.policies.loaded_at, None
+        """Watch policies that were loaded anew, also before somebody asks for them."""
+        loaded = self.policies.loaded_at
         while True:
             await asyncio.sleep(_EVERY / 4)
-            if self.policies.error != failed:
-                failed = self.policies.error
-                if failed is not None:
-                    extra = {"throttled_event": "reload_failed", "throttled_error": failed}
-                    logger.warning("The policies of before stay in force", extra=extra)
             if self.policies.loaded_at != loaded:
                 loaded = self.policies.loaded_at
                 self.servicer.begin()
-                names = sorted(self.policies)
-                say("reloaded", "Policies in force: %d", len(names), policies=names)
 
     def _warn(self) -> None:
         """Say what an operator would want to know."""
@@ -310,6 +315,17 @@ class Running:
         under_way = self.servicer.running
         say("draining", "Stops within %g s, %d calls under way", grace, under_way, calls=under_way)
         await self._health.enter_graceful_shutdown()
+        # `asyncio.run` cancels all tasks in the end, those of gRPC too, and to stop a server after
+        # that breaks the process off. Nobody is answered any more: it is left as it is.
+        if any(task.cancelling() for task in self._accepting):
+            _left_behind(self._server.__dict__.pop("_server"))
+        else:
+            await self._leave(grace)
+        # Calls that were cancelled give back what they took.
+        await _first_of(self.servicer.ended(), asyncio.sleep(_GIVING_BACK))
+
+    async def _leave(self, grace: float) -> None:
+        """Let calls under way end."""
         stopping = asyncio.ensure_future(self._server.stop(grace))
         self.servicer.leave(grace)
         await _first_of(self.servicer.idle(), self._hurry.wait())
@@ -317,14 +333,22 @@ class Running:
         await asyncio.wait([stopping], timeout=_LEAVING)
         await self._server.stop(None)
         await stopping
-        # Calls that were cancelled give back what they took.
-        await _first_of(self.servicer.ended(), asyncio.sleep(_GIVING_BACK))
 
     async def _close(self) -> None:
         if self.policies is not self.serving.policies and self.policies is not None:
             await self.policies.close()
         if isinstance(self.serving.store, str) and isinstance(self._store, AsyncStore):
             await self._store.close()
+
+
+def _left_behind(server: Any) -> None:
+    """Have nobody let go of a server, not even Python at its end: that would stop it."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+
+
+def _accepts(task: asyncio.Task[Any]) -> bool:
+    """Whether that is the task by which gRPC accepts calls, as long as it serves."""
+    return getattr(task.get_coro(), "__name__", "") == "_server_main_loop"
 
 
 async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
@@ -374,11 +398,7 @@ def _parsed(what: str, address: str) -> tuple[str, int]:
     elif ":" in host:
         colon = ""
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        such = ["'127.0.0.1:50051'", "'[::1]:50051'", *(["'unix:/path'"] * (what == "listen"))]
-        raise SetUpError(
-            f"Invalid {what}: {shown(address)}, must be such as {', '.join(such[:-1])} or "
-            f"{such[-1]}."
-        )
+        raise SetUpError(f"Invalid {what}: {shown(address)}, must be such as {_SUCH[what]}.")
     return host, int(port)
 
 
@@ -389,10 +409,36 @@ def _listening(what: str, address: str) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        # What asyncio and `socket` add to the text says the address once more.
-        number = error.errno or 0
-        why = os.strerror(number) if number > 0 else error.strerror or error
-        raise SetUpError(f"Cannot listen on {address}: {why}.") from None
+        raise _unable(address, error) from None
+
+
+def _unable(address: str, error: OSError) -> SetUpError:
+    # What asyncio and `socket` add to the text says the address once more.
+    number = error.errno or 0
+    why = os.strerror(number) if number > 0 else error.strerror or error
+    return SetUpError(f"Cannot listen on {address}: {why}.")
+
+
+def _check_socket(address: str) -> None:
+    """`SetUpError` if nobody can listen at a path, or somebody does.
+
+    gRPC would take it from a service that runs, for it removes what is left of those that do not.
+    """
+    path = Path(address.removeprefix("unix:").removeprefix("//"))
+    if not path.name:
+        raise SetUpError(f"Invalid listen: {shown(address)}, must be such as {_SUCH['listen']}.")
+    if not path.parent.is_dir():
+        raise _unable(address, FileNotFoundError(errno.ENOENT, ""))
+    try:
+        if path.exists() and not path.is_socket():
+            raise FileExistsError(errno.EEXIST, "")
+        with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError):
+            probe.connect(str(path))
+            raise OSError(errno.EADDRINUSE, "")
+    except ConnectionRefusedError:
+        pass  # it was left behind
+    except OSError as error:
+        raise _unable(address, error) from None
 
 
 def _shown_address(name: Any) -> str:
@@ -405,8 +451,10 @@ def _bound(server: Any, address: str, credentials: Any) -> str:
     if not isinstance(address, str):
         raise SetUpError(f"Invalid listen: {shown(address)}, must be text: '127.0.0.1:50051'.")
     unix = address.startswith("unix:")
-    if not unix:
-        # gRPC does not say why it could not, so somebody who does is asked first.
+    # gRPC does not say why it could not, so somebody who does is asked first.
+    if unix:
+        _check_socket(address)
+    else:
         _listening("listen", address).close()
     try:
         if credentials is None:
@@ -426,42 +474,3 @@ def _is_loopback(address: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-# -- certificates ----------------------------------------------------------------------------------
-
-
-def _credentials(serving: Serving) -> Any:
-    """What makes it TLS; None: it is not."""
-    if serving.tls_cert is None or serving.tls_key is None:
-        return None
-    cert = _content("tls_cert", serving.tls_cert)
-    key = _content("tls_key", serving.tls_key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # gRPC takes anything, and fails at the first handshake.
-    try:
-        context.load_cert_chain(serving.tls_cert, serving.tls_key, password="")
-    except (ssl.SSLError, ValueError) as error:
-        raise SetUpError(
-            f"Invalid tls_cert: {shown(fspath(serving.tls_cert))}, must be a certificate in PEM "
-            f"whose key is that of tls_key, not protected by a password: {error}."
-        ) from None
-    if serving.tls_client_ca is None:
-        return grpc.ssl_server_credentials([(key, cert)])
-    authorities = _content("tls_client_ca", serving.tls_client_ca)
-    try:
-        context.load_verify_locations(serving.tls_client_ca)
-    except ssl.SSLError as error:
-        raise SetUpError(
-            f"Invalid tls_client_ca: {shown(fspath(serving.tls_client_ca))}, must be certificates "
-            f"in PEM: {error}."
-        ) from None
-    return grpc.ssl_server_credentials([(key, cert)], authorities, require_client_auth=True)
-
-
-def _content(what: str, path: str | PathLike[str]) -> bytes:
-    try:
-        return Path(fspath(path)).read_bytes()
-    except (OSError, TypeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise SetUpError(f"Invalid {what}: {shown(str(path))}, {why}.") from None

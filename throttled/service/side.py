@@ -183,5 +183,6 @@ class SideServer:
         """Stop answering."""
         self._server.should_exit = True
         if self._task is not None:
-            await self._task
+            # It may have been cancelled, as all tasks are when a loop ends.
+            await asyncio.wait([self._task])
         self._listening.close()

@@ -167,12 +167,12 @@ class PolicyStats(Observer):
         }
 
     def _rate(self, now: float) -> float:
-        """Decisions a second, over the last seconds that are complete."""
-        whole = min(RATE_OVER, self._second - int(self._began))
+        """Decisions a second, over the last seconds that are complete, or since it began."""
+        passed = now - self._began
+        if passed < RATE_OVER:
+            return round(sum(self._seconds) / max(passed, 1.0), 3)
         present = self._seconds[self._second % len(self._seconds)]
-        if whole < 1:
-            return round(present / max(now - self._began, 1.0), 3)
-        return round((sum(self._seconds) - present) / whole, 3)
+        return round((sum(self._seconds) - present) / RATE_OVER, 3)
 
     def _took(self, share: float) -> float | None:
         """Seconds within which that share of the decisions was made, give or take a tenth."""

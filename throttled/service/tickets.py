@@ -20,11 +20,13 @@ from binascii import Error
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from hmac import compare_digest, digest
+from math import isfinite
 from secrets import token_hex
 from typing import Any, Final, NamedTuple
 
 from throttled._text import plain, shown
 from throttled.algorithms.plan import Joint, Plan, make_plan
+from throttled.arguments import check_amount, check_key, check_seconds
 from throttled.exceptions import BaseThrottledError, DataError, SetUpError
 from throttled.quota import Quota, Rule
 from throttled.store.base import Change, Ticket, changes_of, joint_ticket
@@ -70,27 +72,42 @@ class Issued(NamedTuple):
     #: Nothing was taken if there are none: the key was exempt, or a policy let it pass.
     parts: tuple[Part, ...]
 
-    def plans(self) -> list[Plan]:
+    def check(self) -> None:
+        """Raises what is wrong with it: where there is no secret, anybody may have written it."""
+        if not all(isinstance(each, str) for each in (self.policy, self.key, self.id, self.home)):
+            raise TypeError
+        check_key(self.key)
+        check_amount("level", self.level)
+        check_seconds("ttl", self.expires - self.issued)
+        for part in self.parts:
+            check_amount("cost", part.cost)
+            if not isfinite(part.slot):
+                raise ValueError
+        if self.parts:
+            self.joint()
+
+    def joint(self) -> Joint:
         """What the rules were bound to."""
-        return [
+        plans = [
             make_plan(part.algorithm, Quota.parse(part.quota), part.prefix, part.name)
             for part in self.parts
         ]
-
-    def changes(self, actual: int | None, store: Any) -> tuple[Plan, list[Change]]:
-        """What settles it, of which `actual` was used (None: nothing, by any rule); with the plan
-        that the mark lies beside."""
-        plans = self.plans()
         rules = [
             Rule(plan.quota, part.algorithm, part.fixed, part.name)
             for plan, part in zip(plans, self.parts, strict=True)
         ]
+        return Joint(plans, rules)
+
+    def changes(self, actual: int | None, store: Any) -> tuple[Plan, list[Change]]:
+        """What settles it, of which `actual` was used (None: nothing, by any rule); with the plan
+        that the mark lies beside."""
+        joint = self.joint()
         parts = [
             Ticket(plan, self.key, part.cost, 0.0, part.slot, None, None, store)
-            for plan, part in zip(plans, self.parts, strict=True)
+            for plan, part in zip(joint.plans, self.parts, strict=True)
         ]
-        whole = joint_ticket(Joint(plans, rules), self.cost, 0.0, 0.0, parts, store)
-        return plans[0], changes_of(whole, actual)
+        whole = joint_ticket(joint, self.cost, 0.0, 0.0, parts, store)
+        return joint.plans[0], changes_of(whole, actual)
 
 
 class Tickets:
@@ -154,7 +171,7 @@ class Tickets:
         try:
             *fields, parts = json.loads(_decoded(payload))
             issued = Issued._make([*fields, tuple([Part._make(part) for part in parts])])
-            issued.plans()
+            issued.check()
         except (ValueError, TypeError, Error, BaseThrottledError):
             raise DataError("Invalid ticket: it was issued by a version that differs.") from None
         late = self._clock() - issued.expires

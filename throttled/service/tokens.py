@@ -34,7 +34,9 @@ class Tokens:
         for place, token in enumerate(tokens):
             if not isinstance(token, str) or not token.isascii() or not token.isprintable():
                 raise SetUpError(f"Invalid tokens[{place}]: must be printable ASCII text.")
-            if not token or " " in token:
+            if not token:
+                raise SetUpError(f"Invalid tokens[{place}]: it is empty, must be text.")
+            if " " in token:
                 raise SetUpError(f"Invalid tokens[{place}]: must be text without spaces.")
             self._tokens.append(token.encode())
         # A flood of wrong tokens is not to be a flood of lines.

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, cast
 from weakref import WeakSet
 
 from throttled.algorithms.plan import LOOK, NOW, Joint, Plan
-from throttled.exceptions import BaseThrottledError, SetUpError
+from throttled.exceptions import BaseThrottledError, DataError, SetUpError
 from throttled.result import RateLimitResult, Source
 
 #: `(ticket or whatever the store keeps there, wait, remaining, reset_after)`, durations in µs.
@@ -216,6 +216,23 @@ class _AnyStore:
     def adjust_all(self, changes: Sequence[Change]) -> Any:
         """Charge or give back several at once; says of each whether anything was changed."""
         raise NotImplementedError
+
+    def change(self, joint: Joint, key: str, delta: int) -> Any:
+        """Charge or give back by all rules that have no cost of their own, as `adjust_all` does.
+
+        Raises `DataError` if there are none.
+        """
+        changes: list[Change] = [
+            (plan, key, delta, None)
+            for plan, rule in zip(joint.plans, joint.rules, strict=True)
+            if rule.cost is None
+        ]
+        if not changes:
+            raise DataError(
+                f"Invalid use of {'debit' if delta > 0 else 'refund'}: every rule has a cost of "
+                f"its own, so there is none that n would apply to."
+            )
+        return self.adjust_all(changes)
 
     def settle(self, ticket: Ticket, actual: int | None) -> Any:
         """Charge or give back what settles a ticket: see `changes_of`."""

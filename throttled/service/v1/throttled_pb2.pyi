@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -82,7 +81,7 @@ class Decision(_message.Message):
     binding: int
     held: bool
     would_limit: bool
-    def __init__(self, allowed: _Optional[bool] = ..., source: _Optional[_Union[Source, str]] = ..., states: _Optional[_Iterable[_Union[State, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., binding: _Optional[int] = ..., held: _Optional[bool] = ..., would_limit: _Optional[bool] = ...) -> None: ...
+    def __init__(self, allowed: bool = ..., source: _Optional[_Union[Source, str]] = ..., states: _Optional[_Iterable[_Union[State, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., binding: _Optional[int] = ..., held: bool = ..., would_limit: bool = ...) -> None: ...
 
 class CheckManyRequest(_message.Message):
     __slots__ = ("checks",)
@@ -186,7 +185,7 @@ class SettleResponse(_message.Message):
     __slots__ = ("settled",)
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     settled: bool
-    def __init__(self, settled: _Optional[bool] = ...) -> None: ...
+    def __init__(self, settled: bool = ...) -> None: ...
 
 class RefundRequest(_message.Message):
     __slots__ = ("policy", "key", "amount")
@@ -202,7 +201,7 @@ class RefundResponse(_message.Message):
     __slots__ = ("changed",)
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     changed: bool
-    def __init__(self, changed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, changed: bool = ...) -> None: ...
 
 class ResetRequest(_message.Message):
     __slots__ = ("policy", "key")

@@ -5,7 +5,7 @@ import warnings
 
 from throttled.service.v1 import throttled_pb2 as throttled_dot_service_dot_v1_dot_throttled__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.66.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in throttled/service/v1/throttled_pb2_grpc.py depends on'
+        + f' but the generated code in throttled/service/v1/throttled_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class RateLimiterStub:
+class RateLimiterStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -81,7 +81,7 @@ class RateLimiterStub:
                 _registered_method=True)
 
 
-class RateLimiterServicer:
+class RateLimiterServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Check(self, request, context):
@@ -204,7 +204,7 @@ def add_RateLimiterServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class RateLimiter:
+class RateLimiter(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
