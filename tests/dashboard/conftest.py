@@ -54,8 +54,9 @@ class Looked:
         page.on("request", lambda each: self._asked(each.url, own))
 
     def _said(self, message: Any) -> None:
-        # That an answer says no is seen by the page, which shows it.
-        if message.type in ("error", "warning") and "status of 4" not in message.text:
+        # That an answer says no, or that there is none, is seen by the page, which shows it.
+        failed = message.text.startswith("Failed to load resource")
+        if message.type in ("error", "warning") and not failed:
             self.wrong.append(f"{message.type}: {message.text}")
 
     def _asked(self, url: str, own: str) -> None:
@@ -90,3 +91,25 @@ def open_page(browser: Any) -> Iterator[Open]:
 
         yield open_view
     assert [wrong for each in looked for wrong in each.wrong] == []
+
+
+def number(page: Any, selector: str) -> int:
+    """The number that an element shows."""
+    text: str = page.locator(selector).first.inner_text()
+    return int(text.replace(",", "").split()[0])
+
+
+def admitted(page: Any, using: str) -> int:
+    return number(page, f'[data-using="{using}"] dd >> nth=0')
+
+
+def ready(page: Any) -> None:
+    """Wait until a view has something to show."""
+    page.wait_for_function(
+        """() => {
+            const text = (selector) => document.querySelector(selector)?.textContent ?? "";
+            if (location.hash.startsWith("#/live")) return text("#limits tbody") !== "";
+            if (location.hash.startsWith("#/key")) return text("#verdict") !== "";
+            return !["", "–"].includes(text("#cards dd"));
+        }"""
+    )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 
-from tests.dashboard.sites import TOKEN, Site, site, until
+from tests.dashboard.sites import PATIENCE, TOKEN, Site, site, until
 from throttled import MemoryStore, Throttled
 from throttled.asyncio import Throttled as AsyncThrottled
 from throttled.dashboard import Dashboard
-from throttled.dashboard.guard import HEADER, LOOPBACK
+from throttled.dashboard.guard import HEADER, LOOPBACK, Names
 from throttled.dashboard.sources import OwnLimits
 from throttled.exceptions import SetUpError
 
@@ -170,6 +173,30 @@ def test_a_stream_ends_so_that_no_server_waits_for_it(
     assert open_site.get("api/live").text.startswith("retry: 250\n\n")
 
 
+async def test_a_stream_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("throttled.dashboard.streams.LASTING", 0.1)
+    monkeypatch.setattr("throttled.dashboard.streams._GRACE", 0.1)
+    dashboard = Dashboard({"api": Throttled(quota="5/h", store=MemoryStore())})
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "method": "GET"}
+    scope |= {"path": "/api/live", "raw_path": b"/api/live", "query_string": b"", "headers": []}
+    scope |= {"root_path": "", "scheme": "http", "http_version": "1.1"}
+    await asyncio.wait_for(dashboard(scope, receive, send), PATIENCE)
+    assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
+    assert len(dashboard._streams) == 0
+    assert dashboard._feed is not None
+    assert dashboard._feed._task is None
+
+
 def test_without_limits_there_is_only_the_simulator() -> None:
     with site(Dashboard()) as made:
         about = made.get("api/about").json()
@@ -283,7 +310,8 @@ def test_a_hidden_key_is_not_logged(
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         assert open_site.reset({"policy": "secret", "key": "bob@example.org"}).status_code == 200
-    assert "Key (hidden) of 'secret'" in caplog.text
+    digest = sha256(b"bob@example.org").hexdigest()[:16]
+    assert f"Key sha256:{digest} of 'secret'" in caplog.text
     assert "bob" not in caplog.text
     assert open_site.post("api/key", {"policy": "secret", "key": "bob"}).json()["hidden"] is True
 
@@ -333,6 +361,41 @@ def test_other_pages_can_do_nothing(open_site: Site, limits: Any) -> None:
     assert limits["api"].peek("fay").remaining == 4
     assert open_site.reset(asked, Origin=own).status_code == 200
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_token_in_the_address_is_none(
+    open_site: Site, limits: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits["api"].reset("gus")
+    limits["api"].limit("gus")
+    with caplog.at_level(logging.DEBUG, "throttled"):
+        for name in ("token", "access_token", "authorization"):
+            path = f"api/reset?{name}={TOKEN}"
+            assert open_site.post(path, {"policy": "api", "key": "gus"}).status_code == 401
+    assert TOKEN not in caplog.text
+    assert limits["api"].peek("gus").remaining == 4
+
+
+def test_a_form_of_another_page_does_nothing(open_site: Site, limits: Any) -> None:
+    limits["api"].reset("hal")
+    limits["api"].limit("hal")
+    content = {"policy": "api", "key": "hal", "token": TOKEN}
+    headers = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    headers |= {"Sec-Fetch-Mode": "navigate"}
+    with httpx.Client(base_url=open_site.url, headers=headers) as browser:
+        for path in ("api/reset", "api/key", "api/scenes"):
+            assert browser.post(path, data=content).status_code == 403, path
+    assert limits["api"].peek("hal").remaining == 4
+
+
+def test_elsewhere_addresses_and_known_names_are_answered_to() -> None:
+    with site(Dashboard(hosts=Names(["limits.example"]))) as made:
+        for host in ("192.0.2.1", "[2001:db8::1]:80", "limits.example", "LIMITS.example:8080"):
+            assert made.get("api/about", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "", "192.0.2.1.evil.example", "x.limits.example"):
+            answer = made.get("api/about", headers={"Host": host})
+            assert answer.status_code == 403, host
+        assert "does not answer to the name" in answer.json()["error"]
 
 
 def test_on_this_machine_only_its_names_are_answered_to() -> None:

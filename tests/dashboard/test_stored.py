@@ -11,7 +11,7 @@ import pytest
 
 from tests import acl
 from tests.contract import PATIENT
-from tests.dashboard.sites import TOKEN, Site, site
+from tests.dashboard.sites import TOKEN, Site, site, until
 from tests.servers import HOST, Server, free_port
 from throttled import MemoryStore, Quota, RateLimiterType, RedisStore, Throttled
 from throttled.algorithms.plan import Plan, make_plan
@@ -236,6 +236,30 @@ def test_a_server_that_is_down(kinds: tuple[Any, Any]) -> None:
         assert made.reset({"policy": "raising", "key": "ann"}).status_code == 503
     _close(raising)
     _close(allowing)
+
+
+@pytest.mark.server
+def test_a_server_that_comes_back(kinds: tuple[Any, Any]) -> None:
+    with Server() as server:
+        counting = kinds[0](server.url, PATIENT)
+        limit = kinds[1](quota="5/h", store=counting)
+        with site(Dashboard({"api": limit}, tokens=(TOKEN,))) as made:
+            asked = {"policy": "api", "key": "ann"}
+
+            def status() -> int:
+                return made.post("api/key", asked).status_code
+
+            def state() -> str:
+                told: str = made.told("api/live")[0]["stats"]["stores"]["redis"]["state"]
+                return told
+
+            assert (status(), state()) == (200, "closed")
+            server.kill()
+            until(lambda: status() == 503 and state() != "closed")
+            server.start()
+            until(lambda: status() == 200 and state() == "closed")
+            assert made.reset(asked).status_code == 200
+        _close(counting)
 
 
 def _error(made: Site) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from throttled.cli.endings import CommandError
-from throttled.cli.targets import STORE_VARIABLE, TOKEN_VARIABLE, lines_of, store_option
+from throttled.cli.targets import STORE_VARIABLE, TOKEN_VARIABLE, lines_of, or_in, store_option
 
 __all__ = ["dashboard"]
 
@@ -34,6 +34,13 @@ DASHBOARD_TOKEN_VARIABLE: Final = "THROTTLED_DASHBOARD_TOKEN"
     help="Where to answer; 127.0.0.1:8080 by default.",
 )
 @click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name that it is asked for by, besides addresses and those of this machine; * for any.",
+)
+@click.option(
     "--token",
     metavar="TEXT",
     help=f"What those have to present who reset keys; without, nobody can. Others may see it in "
@@ -41,19 +48,26 @@ DASHBOARD_TOKEN_VARIABLE: Final = "THROTTLED_DASHBOARD_TOKEN"
 )
 @click.option("--token-file", metavar="FILE", help="Holds a token a line, each of which will do.")
 @click.option(
-    "--service-token-file",
-    metavar="FILE",
-    help=f"Holds what the service wants to be shown; {TOKEN_VARIABLE} by default.",
+    "--service-token",
+    metavar="TEXT",
+    help=f"What the service wants to be shown. Others may see it in the list of processes; not so "
+    f"in {TOKEN_VARIABLE}, or in a file.",
 )
+@click.option("--service-token-file", metavar="FILE", help="Holds what it wants to be shown.")
+@click.option("--tls", is_flag=True, help="Ask the service by TLS.")
+@click.option("--ca", metavar="FILE", help="Who signed its certificate; implies --tls.")
+@click.option("--client-cert", metavar="FILE", help="To show to a service that asks for one.")
+@click.option("--client-key", metavar="FILE", help="Its key.")
 def dashboard(
     store: str | None,
     policies: str | None,
     service: str | None,
     stats: str | None,
     listen: str,
+    hosts: tuple[str, ...],
     token: str | None,
     token_file: str | None,
-    service_token_file: str | None,
+    **asking: Any,
 ) -> int:
     """Watch limits and try them out, in a browser.
 
@@ -69,19 +83,28 @@ def dashboard(
             ) from None
     if token is not None and token_file is not None:
         raise click.UsageError("--token and --token-file exclude one another.")
-    for name, other in (("policies", policies), ("store", store)):
-        if service is not None and other is not None:
-            raise click.UsageError(
-                f"--service and --{name} exclude one another: the service has its own."
-            )
+    if service is not None and policies is not None:
+        raise click.UsageError("--service and --policies exclude one another: it has its own.")
+    if asking["service_token"] is not None and asking["service_token_file"] is not None:
+        raise click.UsageError("--service-token and --service-token-file exclude one another.")
+    for name, value in asking.items():
+        ways = ("--service",) if name == "tls" else ("--service", "--stats")
+        asked = service is not None or (stats is not None and len(ways) > 1)
+        if value not in (None, False) and not asked:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with {' or '.join(ways)}.")
     if token_file is not None:
         tokens = tuple(lines_of(token_file))
     else:
-        token = token or os.environ.get(DASHBOARD_TOKEN_VARIABLE) or None
+        token = or_in(DASHBOARD_TOKEN_VARIABLE, token)
         tokens = () if token is None else (token,)
     if service is None:
-        store = store or os.environ.get(STORE_VARIABLE) or None
-    shown = lines_of(service_token_file)[0] if service_token_file else None
+        store = or_in(STORE_VARIABLE, store)
+    else:
+        # Its log would say again, in terms of its own, what our errors say.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    service_token = asking["service_token"]
+    if asking["service_token_file"] is not None:
+        service_token = lines_of(asking["service_token_file"])[0]
     from throttled.dashboard.serving import Showing, run
 
     return run(
@@ -92,6 +115,11 @@ def dashboard(
             policies=policies,
             service=service,
             stats=stats,
-            service_token=shown or os.environ.get(TOKEN_VARIABLE) or None,
+            hosts=hosts,
+            service_token=or_in(TOKEN_VARIABLE, service_token),
+            tls=asking["tls"],
+            ca=asking["ca"],
+            cert=asking["client_cert"],
+            key=asking["client_key"],
         )
     )

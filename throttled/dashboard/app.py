@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Callable, Container, Iterable
 from functools import wraps
 from pathlib import Path
 from time import monotonic
@@ -31,6 +31,7 @@ from throttled.exceptions import (
     PolicyNotFoundError,
 )
 from throttled.quota import RateLimiterType
+from throttled.service.stats import _digest
 from throttled.store.base import AsyncStore, Store
 
 logger = logging.getLogger("throttled")
@@ -90,7 +91,7 @@ class Dashboard:
         tokens: Iterable[str] = (),
         source: Source | None = None,
         store: Store | AsyncStore | None = None,
-        hosts: Collection[str] | None = None,
+        hosts: Container[str] | None = None,
     ) -> None:
         if source is None and policies is not None:
             source = OwnLimits(policies)
@@ -159,7 +160,8 @@ class Dashboard:
         client = request.client
         logger.warning(
             "Key %s of %s was reset from the dashboard, by %s",
-            "(hidden)" if self._keys.hides(asked) else shown(asked.key),
+            # As the page shows it, so that the two can be matched.
+            f"sha256:{_digest(asked.key)}" if self._keys.hides(asked) else shown(asked.key),
             shown(asked.policy or asked.quota),
             "?" if client is None else client.host,
             extra={"throttled_event": "reset", "throttled_policy": asked.policy},

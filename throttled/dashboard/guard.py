@@ -5,19 +5,23 @@ Rules
 * Nothing but what is served here is loaded by the page, and no other page may show it.
 * Nobody who has lured a browser here can do anything: what is not a plain look needs a header that
   no foreign page can send, and comes from here if it says where it comes from. There are no
-  cookies. Where only this machine is meant, only its names are answered to.
+  cookies.
+* Nobody's name leads here unless we know it: a page of theirs would be taken for one of ours (DNS
+  rebinding). Where only this machine is meant, only its names are answered to.
 * What changes something needs a token; without any token, nothing can be changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Container, Iterable
+from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from throttled._text import shown
 from throttled.service.tokens import Tokens
 
 #: What a page that was not served here cannot send.
@@ -50,7 +54,7 @@ _HEADERS: Final = (
 class Guard:
     """Answers in place of an application what that is not to be asked."""
 
-    def __init__(self, app: Any, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: Any, hosts: Container[str] | None) -> None:
         self._app = app
         self._hosts = hosts
 
@@ -71,7 +75,11 @@ class Guard:
         headers = request.headers
         host = headers.get("host", "")
         if self._hosts is not None and _without_port(host) not in self._hosts:
-            return problem(403, "This dashboard does not answer to that name. Use 127.0.0.1.")
+            return problem(
+                403,
+                f"This dashboard does not answer to the name {shown(_without_port(host))}. Ask for "
+                f"it by its address, or let it (--host, hosts).",
+            )
         foreign = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
         # A link from elsewhere may lead here, and that is all.
         followed = headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
@@ -86,6 +94,23 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return problem(403, "This is for the page of the dashboard alone.")
         return None
+
+
+class Names:
+    """The names of a dashboard that others reach: all addresses, and those that were given.
+
+    A name that leads here is nobody else's only if we know it; an address is.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            ip_address(str(name).strip("[]"))
+        except ValueError:
+            return name in self._names
+        return True
 
 
 def _without_port(host: str) -> str:

@@ -17,8 +17,7 @@ from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK
 from throttled.arguments import check_cost, check_key
 from throttled.asyncio.throttled import Throttled as AsyncThrottled
 from throttled.base import BaseThrottled
-from throttled.settings import Terms
-from throttled.dashboard.sources import Limits, Source, rule_told
+from throttled.dashboard.sources import Limits, ServiceStats, Source, rule_told
 from throttled.dashboard.stored import stored
 from throttled.exceptions import (
     BaseThrottledError,
@@ -28,7 +27,8 @@ from throttled.exceptions import (
 )
 from throttled.result import RateLimitResult
 from throttled.service.asked import key_of
-from throttled.service.remote import ServicePlan
+from throttled.service.remote import BaseService, ServicePlan
+from throttled.settings import Terms
 from throttled.store.base import AsyncStore
 from throttled.store.policy import afinished, finished
 from throttled.throttled import Throttled
@@ -119,7 +119,13 @@ class Keys:
 
     def hides(self, asked: Asked) -> bool:
         """Whether the key is to be shown nowhere."""
-        return bool(self._limit(asked, "peek").store.hides_keys)
+        return self._hidden(self._limit(asked, "peek"), asked.policy)
+
+    def _hidden(self, limit: Any, policy: str | None) -> bool:
+        if not isinstance(limit.store, BaseService):
+            return bool(limit.store.hides_keys)
+        # Its store is elsewhere, and unless that is said to show keys, we do not either.
+        return not isinstance(self._source, ServiceStats) or self._source.hides(policy)
 
     async def look(self, asked: Asked) -> dict[str, Any]:
         """The state of a key by every rule, and what the store holds for it."""
@@ -128,7 +134,7 @@ class Keys:
         ask = limit._ask if switch.enabled() else limit._off
         result: RateLimitResult = await _called(limit, ask, asked.key, asked.cost, LOOK)
         return {
-            "hidden": limit.store.hides_keys,
+            "hidden": self._hidden(limit, asked.policy),
             "enforced": limit.enforce,
             "exempt": bool(exempt),
             "held": result.held,

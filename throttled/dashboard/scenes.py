@@ -80,10 +80,10 @@ class Setting:
                 f"Invalid traffic: {shown(self.traffic)}, must be one of {', '.join(TRAFFICS)}."
             )
         if not 0.01 <= self.speed <= 100:
-            raise DataError(f"Invalid speed: {plain(self.speed)}, must be from 0.01 to 100.")
+            raise DataError(f"Invalid speed: {self.speed:.12g}, must be from 0.01 to 100.")
         if not 0.001 <= self.rate <= 100_000:
             raise DataError(
-                f"Invalid rate: {plain(self.rate)}, must be from 0.001 to 100,000 calls a second."
+                f"Invalid rate: {self.rate:.12g}, must be from 0.001 to 100,000 calls a second."
             )
         if self.traffic != NONE and self.rate * self.speed > MOST_CALLS:
             raise DataError(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Final
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from throttled._text import shown
 from throttled.asyncio.policies import load
 from throttled.asyncio.throttled import Throttled
 from throttled.dashboard.app import Dashboard
 from throttled.dashboard.demo import Demo
-from throttled.dashboard.guard import LOOPBACK
+from throttled.dashboard.guard import LOOPBACK, Names
 from throttled.dashboard.sources import OwnLimits, ServiceStats, Source
 from throttled.dashboard.streams import ended
 from throttled.exceptions import SetUpError
@@ -38,6 +40,8 @@ __all__ = ["Showing", "run", "show"]
 SIDE_PORT: Final = 9464
 #: Seconds between looks at the policy file.
 _EVERY: Final = 1.0
+#: Seconds after which a connection is broken off that is idle at its other end.
+_STALLED: Final = 10.0
 #: Connections at once.
 _MOST: Final = 256
 #: Limits of a service that are held at once.
@@ -62,12 +66,25 @@ class Showing:
     stats: str | None = None
     #: What the service wants to be shown.
     service_token: str | None = field(default=None, repr=False)
+    #: Whether to ask it by TLS; so it is, too, if one of the next three is given.
+    tls: bool = False
+    #: The file of the authorities to trust, by default those of the system.
+    ca: str | None = None
+    #: The file of a certificate, for a service that asks for one, and that of its key.
+    cert: str | None = None
+    key: str | None = None
+    #: Names that it is asked for by, besides addresses; "*": any.
+    hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.service is not None and self.policies is not None:
             raise SetUpError("Invalid policies: with service, which has its own; leave one out.")
-        if self.service is not None and self.store is not None:
-            raise SetUpError("Invalid store: with service, which has its own; leave one out.")
+        for host in self.hosts:
+            if not host or not host.isprintable() or any(each in host for each in "/: "):
+                raise SetUpError(
+                    f"Invalid host: {shown(host)}, must be a name such as 'limits.example.org', "
+                    f"or '*'."
+                )
         try:
             _parsed("listen", self.listen)
         except SetUpError:
@@ -79,9 +96,28 @@ class Showing:
 
     def source(self) -> Source | None:
         """Where the numbers of a service are had; None without one."""
-        if self.stats is not None:
-            return ServiceStats(self.stats, token=self.service_token)
-        return None if self.service is None else _side_of(self.service, self.service_token)
+        if self.stats is None:
+            if self.service is None:
+                return None
+            url = _side_of(self.service, self.encrypted and self.service_token is not None)
+        else:
+            url = self.stats
+        return ServiceStats(url, token=self.service_token, ca=self.ca, cert=self.cert, key=self.key)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the service is asked by TLS."""
+        return self.tls or any(each is not None for each in (self.ca, self.cert, self.key))
+
+    def names(self, address: str) -> Container[str] | None:
+        """What it answers to where it listens at an address; None: whatever it is called."""
+        given = [host.lower() for host in self.hosts]
+        if "*" in given:
+            return None
+        if _is_loopback(self.listen):
+            return (*LOOPBACK, address.rpartition(":")[0], *given)
+        own = [gethostname().lower(), "localhost"]
+        return Names([*own, *given])
 
 
 def run(showing: Showing) -> int:
@@ -113,12 +149,11 @@ async def show(
         listening = _listening("listen", showing.listen)
         stack.callback(listening.close)
         host, port = listening.getsockname()[:2]
-        local = _is_loopback(showing.listen)
         address = _shown_address((host, port))
-        hosts = (*LOOPBACK, address.rpartition(":")[0]) if local else None
-        app = Dashboard(tokens=showing.tokens, hosts=hosts, **arguments)
+        app = Dashboard(tokens=showing.tokens, hosts=showing.names(address), **arguments)
         config = uvicorn.Config(
             app,
+            http=_Heeding,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -131,7 +166,7 @@ async def show(
             timeout_graceful_shutdown=1,
         )
         server = Server(config)
-        _warn(showing, local)
+        _warn(showing)
         task = asyncio.ensure_future(server.serve(sockets=[listening]))
         try:
             await server.ready.wait()
@@ -159,9 +194,16 @@ async def _what(showing: Showing, stack: AsyncExitStack) -> dict[str, Any]:
     if showing.service is not None:
         from throttled.asyncio.service import Client
 
-        client = Client(showing.service, token=showing.service_token)
+        client = Client(
+            showing.service,
+            token=showing.service_token,
+            tls=showing.tls,
+            ca=showing.ca,
+            cert=showing.cert,
+            key=showing.key,
+        )
         stack.push_async_callback(client.close)
-        return {"policies": _OfService(client), "source": source}
+        return {"policies": _OfService(client), "source": source, "store": store}
     if showing.policies is not None:
         policies = load(Path(showing.policies), store=store)
         stack.push_async_callback(policies.close)
@@ -175,15 +217,57 @@ async def _what(showing: Showing, stack: AsyncExitStack) -> dict[str, Any]:
     return {"policies": demo.limits, "source": OwnLimits(demo.limits, made_up=True)}
 
 
-def _side_of(service: str, token: str | None) -> ServiceStats:
-    """The /stats of a service, where they are by default."""
+def _side_of(service: str, secret: bool) -> str:
+    """The URL of the /stats of a service, where they are by default.
+
+    `secret`: whether a token goes there that is to be seen by nobody on the way.
+    """
     host, colon, port = service.rpartition(":")
     if not colon or not host or not port.isdecimal() or "/" in host:
         raise SetUpError(
             f"Invalid service: {shown(service)}, must be such as 'localhost:50051'; for "
             f"any other, say where its /stats are."
         )
-    return ServiceStats(f"http://{host}:{SIDE_PORT}/stats", token=token)
+    url = f"http://{host}:{SIDE_PORT}/stats"
+    if secret and not _is_loopback(service):
+        raise SetUpError(
+            f"Invalid stats: None, must be said with TLS and a token: at {url}, where they are by "
+            f"default, the token would travel in the clear."
+        )
+    return url
+
+
+class _Heeding(H11Protocol):
+    """A connection that is broken off when its other end does not ask, or does not read."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait(lambda: getattr(self, "cycle", None) is None)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait(lambda: True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._done()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._done()
+        super().connection_lost(exc)
+
+    def _wait(self, still: Callable[[], bool]) -> None:
+        self._done()
+        # Not closed: that would wait for the other end to read what was written.
+        self._patience = self.loop.call_later(
+            _STALLED, lambda: self.transport.abort() if still() else None
+        )
+
+    def _done(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
 
 
 class _OfService(Mapping[str, Throttled]):
@@ -212,9 +296,9 @@ def _shown_source(arguments: Mapping[str, Any]) -> str:
     return "limits of its own" if source is None else str(source.name)
 
 
-def _warn(showing: Showing, local: bool) -> None:
+def _warn(showing: Showing) -> None:
     """Say what an operator would want to know."""
-    if local:
+    if _is_loopback(showing.listen):
         return
     logger.warning(
         "Listens on %s, without TLS: whoever reaches it sees limits and keys%s",

@@ -6,15 +6,17 @@ Both tell what `/stats` of a service shows: see docs/service.md.
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from heapq import heappop, heappush
 from http.client import HTTPException
+from os import PathLike
 from typing import Any, Final, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 from weakref import WeakKeyDictionary
 
 from anyio import to_thread
@@ -160,17 +162,28 @@ class _Straight(HTTPRedirectHandler):
 class ServiceStats:
     """Asks a service: `ServiceStats("http://127.0.0.1:9464/stats", token=...)`.
 
-    `url` is that of `/stats` on its side port, `token` what it wants to be shown. Raises
-    `SetUpError` for what is no such URL.
+    `url` is that of `/stats` on its side port, `token` what it wants to be shown. Of an `https://`
+    URL, for whoever has put TLS before it: `ca` is the file of the authorities to trust, `cert` and
+    `key` are those of a certificate to show. Raises `SetUpError` for what is no such URL, and for
+    files that cannot be used.
     """
 
-    def __init__(self, url: str, *, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca: str | PathLike[str] | None = None,
+        cert: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+    ) -> None:
         parts = _parts_of(url)
         self._url = url if parts.path not in ("", "/") else f"{url.rstrip('/')}/stats"
         self._token = token
-        self._opener = build_opener(_Straight)
+        self._opener = build_opener(_Straight, HTTPSHandler(context=_trusting(ca, cert, key)))
         self.name = f"the service at {parts.netloc}"
         self._operations: dict[str, frozenset[str]] = {}
+        self._shows: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"ServiceStats({self._url!r})"
@@ -179,6 +192,10 @@ class ServiceStats:
         """What a policy permitted when the service was last asked."""
         return self._operations.get(policy)
 
+    def hides(self, policy: str | None) -> bool:
+        """Whether keys of a policy are to be shown nowhere: so, unless it says that they may."""
+        return policy not in self._shows
+
     async def stats(self) -> dict[str, Any]:
         """What the service tells. Raises `ServiceUnavailableError` if it does not."""
         told = await to_thread.run_sync(self._read)
@@ -186,6 +203,9 @@ class ServiceStats:
             name: frozenset(policy.get("operations", ()))
             for name, policy in told["policies"].items()
         }
+        self._shows = frozenset(
+            name for name, policy in told["policies"].items() if policy.get("hides_keys") is False
+        )
         return told
 
     def _read(self) -> dict[str, Any]:
@@ -226,6 +246,25 @@ def _parts_of(url: Any) -> SplitResult:
     except (ValueError, TypeError, AttributeError):
         pass
     raise SetUpError(f"Invalid stats: {shown(url)}, must be such as 'http://127.0.0.1:9464/stats'.")
+
+
+def _trusting(ca: Any, cert: Any, key: Any) -> ssl.SSLContext:
+    """Whom to trust, and what to show; `SetUpError` for files that do not do."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise SetUpError(f"Invalid ca: {shown(ca)}, {error.strerror or error}.") from None
+    if cert is not None or key is not None:
+        if cert is None:
+            raise SetUpError(f"Invalid key: {shown(key)}, is of no use without cert.")
+        try:
+            # A password would be asked for on the terminal.
+            context.load_cert_chain(cert, key, password="")
+        except (OSError, ssl.SSLError) as error:
+            raise SetUpError(
+                f"Invalid cert: {shown(cert)}, {error.strerror or error}, with key {shown(key)}."
+            ) from None
+    return context
 
 
 def _is_told(told: Any) -> bool:

@@ -25,6 +25,8 @@ logger = logging.getLogger("throttled")
 MOST_STREAMS: Final = 64
 #: Seconds that a stream lasts.
 LASTING: Final = 20.0
+#: Seconds after which one is given up whose other end has stopped reading.
+_GRACE: Final = 10.0
 #: Milliseconds after which a browser takes it up again.
 _RETRY: Final = 250
 
@@ -72,7 +74,11 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            # Where nobody reads, it waits to be read, and would be one of those few for ever.
+            async with asyncio.timeout(LASTING + _GRACE):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            pass
         finally:
             self._streams.over()
             sent: Any = self.body_iterator

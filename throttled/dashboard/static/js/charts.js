@@ -61,6 +61,8 @@ export class Chart {
       {
         width: Math.max(this.where.clientWidth, 50),
         height: this.where.clientHeight || 180,
+        // Room for what is written under the ends of the axis.
+        padding: [8, 26, 0, 0],
         legend: { show: false },
         cursor: { show: false },
         scales: {

@@ -2,7 +2,7 @@
 
 import { ask, Stream } from "./net.js";
 import { ResetDialog } from "./reset.js";
-import { byId, count, duration, element, fill, say, worded } from "./text.js";
+import { announce, byId, count, cut, duration, element, fill, say, worded } from "./text.js";
 
 /** Milliseconds between two looks, and between two numbers that count down. */
 const LOOK = 1000;
@@ -22,7 +22,6 @@ export class KeyView {
     using.append(...about.algorithms.map((name) => element("option", { value: name }, worded(name))));
     using.value = "token_bucket";
     if (about.keys === "named" && about.bare) policy.append(element("option", { value: "" }, "any quota"));
-    policy.addEventListener("change", () => this.suit());
     this.form.addEventListener("input", () => this.forget());
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -33,6 +32,7 @@ export class KeyView {
       say(byId("key-lead"), "There are no limits here whose keys could be looked at: give it policies, a store or a service.");
       this.form.hidden = true;
     }
+    policy.addEventListener("change", () => this.suit());
     this.suit();
   }
 
@@ -40,7 +40,10 @@ export class KeyView {
   suit() {
     const named = this.about.keys === "named";
     const bare = this.about.bare && (!named || this.form.elements.policy.value === "");
-    for (const each of this.form.querySelectorAll("[data-named]")) each.hidden = !named;
+    // Whoever decides may answer although nobody tells the names of its limits.
+    const typed = named && this.form.elements.policy.options.length === 0;
+    for (const each of this.form.querySelectorAll("[data-named]")) each.hidden = !named || typed;
+    for (const each of this.form.querySelectorAll("[data-typed]")) each.hidden = !typed;
     for (const each of this.form.querySelectorAll("[data-bare]")) each.hidden = !bare;
   }
 
@@ -52,7 +55,10 @@ export class KeyView {
         this.names.close();
         this.offer(Object.keys(stats?.policies ?? {}), query);
       };
-      this.names = new Stream("api/live", heard, () => {});
+      this.names = new Stream("api/live", heard, () => {
+        this.names.close();
+        this.put(query);
+      });
     } else {
       this.put(query);
     }
@@ -70,9 +76,16 @@ export class KeyView {
 
   put(query) {
     const { elements } = this.form;
+    const asked = query.get("policy");
+    const { policy } = elements;
+    if (asked && policy.options.length && ![...policy.options].some((each) => each.value === asked)) {
+      // Of the address alone: it is said that there is none.
+      policy.append(element("option", { value: asked }, asked));
+    }
     for (const name of ["policy", "key", "quota", "using", "prefix", "cost"]) {
       if (query.has(name)) elements[name].value = query.get(name);
     }
+    if (asked) elements.typed.value = asked;
     this.suit();
     if (elements.key.value) this.begin();
     else elements.key.focus({ preventScroll: true });
@@ -88,15 +101,19 @@ export class KeyView {
     clearInterval(this.looking);
     clearInterval(this.counting);
     this.asked = undefined;
+    this.told = undefined;
+    say(byId("found-said"), "");
     byId("found").hidden = true;
     byId("reset").hidden = true;
   }
 
   begin() {
     this.forget();
-    const { policy, key, quota, using, prefix, cost } = this.form.elements;
+    say(byId("look-problem"), "");
+    const { policy, typed, key, quota, using, prefix, cost } = this.form.elements;
     const body = { key: key.value, cost: /^\d+$/.test(cost.value) ? Number(cost.value) : cost.value };
-    if (this.about.keys === "named" && policy.value) body.policy = policy.value;
+    const limit = policy.value || (this.about.bare ? "" : typed.value.trim());
+    if (this.about.keys === "named" && limit) body.policy = limit;
     else Object.assign(body, { quota: quota.value, using: using.value, prefix: prefix.value });
     this.asked = body;
     this.look();
@@ -110,11 +127,15 @@ export class KeyView {
     this.busy = true;
     try {
       const told = await ask("api/key", { method: "POST", body: asked });
-      if (asked === this.asked) this.found(told);
-      say(byId("look-problem"), "");
+      if (asked === this.asked) {
+        this.found(told);
+        say(byId("look-problem"), "");
+      }
     } catch (problem) {
       if (asked === this.asked) {
-        say(byId("look-problem"), problem.message);
+        announce(byId("look-problem"), problem.message);
+        // What was found is not as of now, and goes on counting down from nowhere.
+        byId("found").classList.add("stale");
         if (problem.status === 400 || problem.status === 404) this.forget();
       }
     } finally {
@@ -124,13 +145,17 @@ export class KeyView {
   }
 
   found(told) {
+    const first = this.told === undefined;
     this.told = told;
     this.at = performance.now();
     byId("found").hidden = false;
+    byId("found").classList.remove("stale");
     byId("reset").hidden = !this.about.acts;
     if (!told.hidden) this.address();
-    this.count();
     this.stored(told.stored);
+    this.count();
+    // Once, for those who do not see it count down.
+    if (first) say(byId("found-said"), byId("verdict").textContent);
   }
 
   /** Let the address say what is looked at; not so where keys are hidden. */
@@ -143,7 +168,7 @@ export class KeyView {
 
   /** The numbers as of now, as they will be if nothing else happens. */
   count() {
-    if (!this.told) return;
+    if (!this.told || byId("found").classList.contains("stale")) return;
     const passed = (performance.now() - this.at) / 1000;
     const left = (seconds) => (seconds === null ? null : Math.max(seconds - passed, 0));
     const { rules, exempt, enforced, held, binding, source } = this.told;
@@ -165,6 +190,10 @@ export class KeyView {
       { text: duration(left(rule.retry_after)), class: "n" },
       { text: duration(left(rule.reset_after)), class: "n" },
     ]);
+    (this.told.stored.held ?? []).forEach((each, place) => {
+      const ttl = byId("stored").children[place].querySelector("[data-ttl]");
+      if (ttl) say(ttl, each.ttl === null ? "not known" : each.ttl > passed ? duration(each.ttl - passed) : "now");
+    });
   }
 
   /** @param {{held: any[] | null, error: string | null}} stored */
@@ -173,17 +202,17 @@ export class KeyView {
     const told = JSON.stringify(held?.map(({ ttl, ...rest }) => rest) ?? error);
     if (told !== this.shown) {
       this.shown = told;
-      const open = [...where.children].map((each) => each.querySelector("details")?.open);
+      const before = [...where.children].map((each) => ({ open: each.querySelector("details")?.open, height: each.offsetHeight }));
       where.replaceChildren(...(held ? held.map(kept) : [element("p", {}, error ?? "")]));
-      open.forEach((each, place) => {
-        const details = where.children[place]?.querySelector("details");
-        if (details && each) details.open = true;
+      before.forEach(({ open, height }, place) => {
+        const panel = where.children[place];
+        const details = panel?.querySelector("details");
+        if (details && open) details.open = true;
+        // What comes and goes moves nothing below it.
+        if (panel && this.asked === this.stood && !open) panel.style.minHeight = `${height}px`;
       });
+      this.stood = this.asked;
     }
-    (held ?? []).forEach((each, place) => {
-      const ttl = where.children[place].querySelector("[data-ttl]");
-      if (ttl) say(ttl, each.ttl === null ? "not known" : duration(each.ttl));
-    });
   }
 }
 
@@ -191,7 +220,7 @@ export class KeyView {
 function kept(each) {
   const pair = (name, value) => element("div", {}, element("dt", {}, name), value);
   const value = (text, attributes = {}) => element("dd", attributes, text);
-  const name = element("code", {}, each.name);
+  const name = element("code", {}, cut(each.name));
   if (each.type === null) {
     return element("div", { class: "panel" }, name, element("p", { class: each.error ? "bad" : "muted" }, each.error ?? "Nothing: it is as if it had never been seen."));
   }

@@ -3,7 +3,7 @@
 import { Bins, Chart, entry } from "./charts.js";
 import { KeyList } from "./keylist.js";
 import { Stream } from "./net.js";
-import { byId, count, element, fill, rate, say, took } from "./text.js";
+import { announce, byId, count, element, fill, rate, say, took, worded } from "./text.js";
 
 /** Seconds that the chart goes back. */
 const BACK = 180;
@@ -13,8 +13,11 @@ const LINES = [
   { label: "refused", colour: "bad", dash: [6, 3] },
 ];
 
+/** Milliseconds after which a stream is asked for again. */
+const AGAIN = 3000;
+
 /** The time of day. @param {number} time seconds since the epoch */
-const clock = (time) => new Date(time * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const clock = (time) => new Date(time * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
 export class Live {
   /** @param {any} about @param {(text: string) => void} tell */
@@ -32,24 +35,26 @@ export class Live {
     }
     this.keys = new KeyList(about);
     say(byId("live-lead"), this.lead());
+    byId("live-seen").hidden = about.source === null;
   }
 
   lead() {
     if (this.about.made_up) return "These limits and their callers are made up, so that there is something to see.";
-    if (this.about.source === null) return "There are no limits to watch here: give it some, or the address of a service.";
+    if (this.about.source === null) return "There are no limits to watch here: give it policies, or the address of a service.";
     return `As counted by ${this.about.source}.`;
   }
 
   show() {
     if (this.about.source === null || this.stream) return;
-    const lost = () => {
-      this.problem("The dashboard does not answer. Trying again…");
+    const lost = (problem) => {
+      this.problem(`${problem.message} Trying again…`, true);
+      clearTimeout(this.later);
       this.later = setTimeout(() => {
         this.hide();
         this.show();
-      }, 3000);
+      }, AGAIN);
     };
-    this.stream = new Stream("api/live", (told) => this.heard(told), (gone) => gone && lost());
+    this.stream = new Stream("api/live", (told) => this.heard(told), lost);
   }
 
   hide() {
@@ -58,17 +63,20 @@ export class Live {
     this.stream = undefined;
   }
 
-  problem(text) {
-    say(byId("live-problem"), text);
+  /** @param {string} text @param {boolean} stale whether what is shown is not as of now */
+  problem(text, stale) {
+    announce(byId("live-problem"), text);
+    byId("live-seen").classList.toggle("stale", stale);
   }
 
   heard({ at, stats, error }) {
+    clearTimeout(this.later);
     if (error !== null) {
-      this.problem(error);
+      this.problem(error, true);
       return;
     }
     const file = stats.policy_file?.error;
-    this.problem(file ? `The policy file is wrong, what was in force stays: ${file}` : "");
+    this.problem(file ? `The policy file is wrong, what was in force stays: ${file}` : "", false);
     const limits = Object.entries(stats.policies).map(([name, limit]) => ({ name, ...limit }));
     this.paint(at, limits, stats);
     fill(byId("limits"), limits, (limit) => this.row(limit));
@@ -108,13 +116,13 @@ export class Live {
   }
 
   row(limit) {
-    const rules = (limit.rules ?? []).map((rule) => `${rule.quota} ${rule.algorithm}`).join("; ");
+    const rules = (limit.rules ?? []).map((rule) => `${rule.quota} ${worded(rule.algorithm)}`).join("; ");
     const more = limit.by_key ? [rules || "by key", rules && "(by key)"] : [rules, limit.enforce === false && "(not enforced)"];
     const href = this.about.keys === "named" ? `#/key?policy=${encodeURIComponent(limit.name)}` : undefined;
     const number = (text, kind = "") => ({ text, class: `n ${kind}`.trim() });
     const refused = this.refusals?.[limit.name];
     return [
-      { text: limit.name, header: true, href },
+      { text: limit.name, header: true, href, title: limit.name },
       { text: more.filter(Boolean).join(" "), class: "text" },
       number(rate(limit.per_second)),
       number(count(limit.allowed)),

@@ -8,7 +8,11 @@ import { byId, say } from "./text.js";
 
 const VIEWS = ["simulator", "live", "key"];
 
-const tell = (text) => say(byId("status"), text);
+/** Say something about the page as a whole. @param {string} text @param {boolean} [bad] */
+function tell(text, bad = false) {
+  byId("status").classList.toggle("bad", bad);
+  say(byId("status"), text);
+}
 
 /** The view and its query, as the address says. @param {string} first the view without an address */
 function addressed(first) {
@@ -21,7 +25,7 @@ async function main() {
   try {
     about = await ask("api/about");
   } catch (problem) {
-    tell(problem.message);
+    tell(problem.message, true);
     return;
   }
   const views = { simulator: new Simulator(about, tell), live: new Live(about, tell), key: new KeyView(about, tell) };

@@ -2,6 +2,8 @@
 
 const HEADERS = { "X-Throttled": "page", "Content-Type": "application/json" };
 
+const GONE = "The dashboard does not answer.";
+
 /** An answer that says what is wrong. */
 export class Problem extends Error {
   /** @param {number} status @param {string} text */
@@ -23,7 +25,7 @@ export async function ask(path, { method = "GET", body, token } = {}) {
   try {
     answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
   } catch {
-    throw new Problem(0, "The dashboard does not answer.");
+    throw new Problem(0, GONE);
   }
   const told = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Problem(answer.status, told.error ?? `The dashboard says ${answer.status}.`);
@@ -35,8 +37,8 @@ export class Stream {
   /**
    * @param {string} path
    * @param {(told: any) => void} heard
-   * @param {(lost: boolean) => void} lost told true when there is nothing at that path any more,
-   *     false when the server does not answer for now
+   * @param {(problem: Problem) => void} lost told what is wrong; of status 0 when the server does
+   *     not answer for now, else the stream is over
    */
   constructor(path, heard, lost) {
     this.path = path;
@@ -59,11 +61,26 @@ export class Stream {
       this.failed = (this.failed ?? 0) + 1;
       if (source.readyState === EventSource.CLOSED) {
         this.leave();
-        this.lost(true);
+        this.why();
       } else if (this.failed > 2) {
-        this.lost(false);
+        this.lost(new Problem(0, GONE));
       }
     };
+  }
+
+  /** Ask why there is no stream, which its own error does not say. */
+  async why() {
+    const stop = new AbortController();
+    let problem = new Problem(0, GONE);
+    try {
+      const answer = await fetch(this.path, { signal: stop.signal });
+      const told = answer.ok ? {} : await answer.json();
+      if (told.error) problem = new Problem(answer.status, told.error);
+    } catch {
+      // Then it does not answer.
+    }
+    stop.abort();
+    if (!this.closed) this.lost(problem);
   }
 
   leave() {
@@ -72,6 +89,7 @@ export class Stream {
   }
 
   close() {
+    this.closed = true;
     this.leave();
     document.removeEventListener("visibilitychange", this.seen);
   }

@@ -1,9 +1,12 @@
 /** Pictures of the algorithms: calls as they pass, and what each algorithm remembers of them. */
 
 import { colour } from "./looks.js";
+import { duration, few } from "./text.js";
 
 /** Calls that are remembered for drawing. */
 const MOST = 3000;
+/** How much is left to see of calls that do not count any more. */
+const PALE = 0.35;
 
 /** The calls of a scene, the oldest of which are forgotten: instants, costs, who has admitted them. */
 export class Calls {
@@ -64,23 +67,30 @@ export function draw(canvas, scene, place, run, now, calls) {
   pen.clearRect(0, 0, width, height);
   const { kind, capacity } = scene.runs[place];
   const gauge = 54;
-  const area = { left: 0, right: width - gauge - 14, top: 4, bottom: height - 4 };
+  const area = { left: 0, right: width - gauge - 14, top: 4, bottom: height - 20 };
   const since = now - span(scene);
   const x = (at) => area.left + ((at - since) / (now - since)) * (area.right - area.left);
-  if (kind !== "bucket") windows(pen, area, scene, kind, now, since, x);
-  marks(pen, area, calls, since, x, 1 << place);
+  const counts = countsSince(kind, scene.period, now);
+  if (kind !== "bucket") windows(pen, area, scene, kind, now, since, x, counts);
+  marks(pen, area, calls, since, x, 1 << place, counts);
+  ends(pen, area, height, now - since);
   const box = { left: width - gauge, right: width - 1, top: 4, bottom: height - 4 };
   if (kind === "bucket") bucket(pen, box, scene.runs[place].using, run.level, capacity);
   else counter(pen, box, kind, scene, run, now, capacity);
 }
 
+/** The instant since which calls count; of a bucket, which has no edge, all do. */
+function countsSince(kind, period, now) {
+  if (kind === "bucket") return -Infinity;
+  return kind === "fixed_window" ? Math.floor(now / period) * period : now - period;
+}
+
 /** Windows behind the calls: the trailing period of a log, or those that are aligned. */
-function windows(pen, area, scene, kind, now, since, x) {
+function windows(pen, area, scene, kind, now, since, x, counts) {
   const { period } = scene;
   const trails = kind !== "fixed_window";
   pen.fillStyle = colour("shade");
-  const from = trails ? now - period : Math.floor(now / period) * period;
-  const begin = Math.max(x(from), area.left);
+  const begin = Math.max(x(counts), area.left);
   pen.fillRect(begin, area.top, area.right - begin, area.bottom - area.top);
   pen.strokeStyle = colour("muted");
   pen.lineWidth = 1;
@@ -101,12 +111,27 @@ function line(pen, at, area) {
   pen.stroke();
 }
 
-/** Calls: those that were admitted stand above the line, those that were refused hang below it. */
-function marks(pen, area, calls, since, x, bit) {
+/** How far back the picture goes. */
+function ends(pen, area, height, seconds) {
+  pen.fillStyle = colour("muted");
+  pen.font = "11px system-ui, sans-serif";
+  pen.textBaseline = "bottom";
+  pen.textAlign = "left";
+  pen.fillText(`${duration(seconds)} ago`, area.left, height - 2);
+  pen.textAlign = "right";
+  pen.fillText("now", area.right, height - 2);
+}
+
+/**
+ * Calls: those that were admitted stand above the line, those that were refused hang below it.
+ * Those that have fallen off the edge are pale.
+ */
+function marks(pen, area, calls, since, x, bit, counts) {
   const middle = area.top + (area.bottom - area.top) * 0.62;
-  const admitted = new Path2D();
-  const refused = new Path2D();
+  const past = { admitted: new Path2D(), refused: new Path2D() };
+  const present = { admitted: new Path2D(), refused: new Path2D() };
   calls.since(since, (place) => {
+    const { admitted, refused } = calls.at[place] < counts ? past : present;
     const at = x(calls.at[place]);
     const more = Math.min(Math.log2(calls.cost[place] + 1), 4) / 4;
     if (calls.admitted[place] & bit) {
@@ -117,10 +142,14 @@ function marks(pen, area, calls, since, x, bit) {
       refused.rect(at - 0.75, middle + 1, 1.5, down);
     }
   });
-  pen.fillStyle = colour("good");
-  pen.fill(admitted);
-  pen.fillStyle = colour("bad");
-  pen.fill(refused);
+  for (const [marked, alpha] of [[past, PALE], [present, 1]]) {
+    pen.globalAlpha = alpha;
+    pen.fillStyle = colour("good");
+    pen.fill(marked.admitted);
+    pen.fillStyle = colour("bad");
+    pen.fill(marked.refused);
+  }
+  pen.globalAlpha = 1;
   pen.fillStyle = colour("line");
   pen.fillRect(area.left, middle, area.right - area.left, 1);
 }
@@ -170,25 +199,28 @@ function counter(pen, box, kind, scene, run, now, capacity) {
     bottom -= high;
   };
   bar(run.current, "accent");
-  if (kind === "sliding_window" && run.previous) {
-    const into = (now % scene.period) / scene.period;
-    bar(run.previous * (1 - into), "muted");
-  }
+  if (kind === "sliding_window") bar(run.previous * inside(scene.period, now), "muted");
 }
+
+/** The share of the window before that is still inside the trailing period. */
+const inside = (period, now) => 1 - (now % period) / period;
 
 /**
  * The picture in words.
+ * @param {{period: number}} scene
  * @param {{using: string, kind: string, capacity: number}} about
  * @param {any} run
+ * @param {number} now
  */
-export function inWords(about, run) {
-  const { using, kind, capacity } = about;
-  const amount = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(1));
-  if (kind !== "bucket") {
-    const before = kind === "sliding_window" && run.previous ? `, ${amount(run.previous)} before` : "";
-    return `${amount(run.current)} of ${capacity} counted${before}`;
+export function inWords(scene, { using, kind, capacity }, run, now) {
+  const most = few(capacity);
+  if (kind === "sliding_window" && run.previous) {
+    const share = inside(scene.period, now);
+    const sum = run.current + run.previous * share;
+    return `${few(sum)} of ${most}: ${few(run.current)} + ${Math.round(100 * share)} % of ${few(run.previous)}`;
   }
-  if (using === "token_bucket") return `${run.level.toFixed(1)} of ${capacity} tokens`;
-  const water = Math.max(capacity - run.level, 0).toFixed(1);
-  return using === "gcra" ? `${water} of ${capacity} ahead` : `filled ${water} of ${capacity}`;
+  if (kind !== "bucket") return `${few(run.current)} of ${most} counted`;
+  if (using === "token_bucket") return `${few(run.level, true)} of ${most} tokens`;
+  const water = few(Math.max(capacity - run.level, 0), true);
+  return using === "gcra" ? `${water} of ${most} ahead of its rate` : `${water} of ${most} filled`;
 }

@@ -1,7 +1,7 @@
 /** Resetting a key: asked once more, and with the token, which is kept nowhere but in this page. */
 
 import { ask } from "./net.js";
-import { byId, say } from "./text.js";
+import { byId, cut, element, say } from "./text.js";
 
 export class ResetDialog {
   /** @param {() => void} done */
@@ -19,14 +19,17 @@ export class ResetDialog {
   /** @param {any} asked the key, and of which limit */
   open(asked) {
     this.asked = asked;
-    const limit = asked.policy ?? asked.quota;
-    say(byId("reset-what"), `Key ${JSON.stringify(asked.key)} of ${limit}.`);
+    const key = element("code", {}, JSON.stringify(cut(asked.key)));
+    byId("reset-what").replaceChildren("Key ", key, ` of ${cut(asked.policy ?? asked.quota)}.`);
     say(byId("reset-problem"), "");
     this.dialog.showModal();
   }
 
   async act() {
     const { token } = this.form.elements;
+    // Pressed twice, it is asked once.
+    if (this.busy) return;
+    this.busy = true;
     try {
       await ask("api/reset", { method: "POST", body: this.asked, token: token.value });
     } catch (problem) {
@@ -34,6 +37,8 @@ export class ResetDialog {
       say(byId("reset-problem"), problem.message);
       token.focus();
       return;
+    } finally {
+      this.busy = false;
     }
     this.dialog.close();
     this.done();

@@ -18,7 +18,7 @@ export function said(form) {
   const query = new URLSearchParams();
   const fields = new FormData(form);
   for (const name of Object.keys(USUAL)) query.set(name, String(fields.get(name) ?? "").trim());
-  query.set("using", fields.getAll("using").join(","));
+  query.set("using", [...fields.getAll("using"), form.dataset.unknown].filter(Boolean).join(","));
   return query;
 }
 
@@ -35,7 +35,10 @@ export function put(form, query) {
     field.value = value;
   }
   const using = query.get("using")?.split(",");
-  for (const box of form.querySelectorAll('input[name="using"]')) box.checked = !using || using.includes(box.value);
+  const boxes = [...form.querySelectorAll('input[name="using"]')];
+  // It is said of them that there are none, until somebody chooses.
+  form.dataset.unknown = (using ?? []).filter((name) => !boxes.some((box) => box.value === name)).join(",");
+  for (const box of boxes) box.checked = !using || using.includes(box.value);
 }
 
 /** Mark the field that a problem names. @param {HTMLFormElement} form @param {string} problem */

@@ -10,6 +10,8 @@ import { byId, count, duration, element, say, worded } from "./text.js";
 /** Bins of the charts, and seconds of the viewer in each. */
 const BINS = 80;
 const BIN = 0.5;
+/** Milliseconds after which a stream is asked for again. */
+const AGAIN = 3000;
 const DASHES = [[], [8, 4], [3, 3], [], [10, 5], [2, 4]];
 
 /** Seconds of a scene, which has none before it begins. @param {number} time */
@@ -35,6 +37,7 @@ export class Simulator {
     /** @type {ReturnType<typeof card>[]} */
     this.cards = [];
     this.form.addEventListener("input", () => this.soon());
+    byId("using").addEventListener("input", () => delete this.form.dataset.unknown);
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.begin();
@@ -59,6 +62,7 @@ export class Simulator {
 
   hide() {
     clearTimeout(this.later);
+    clearTimeout(this.again);
     this.stream?.close();
     this.stream = undefined;
   }
@@ -72,13 +76,17 @@ export class Simulator {
   /** A new scene, by what the form says, which goes into the address as well. */
   async begin(address = true) {
     clearTimeout(this.later);
+    clearTimeout(this.again);
     const query = said(this.form);
     const number = (this.number = (this.number ?? 0) + 1);
     let scene;
     try {
       scene = await ask(`api/scenes?${query}`, { method: "POST" });
     } catch (problem) {
-      if (number === this.number) this.problem(problem.message);
+      if (number !== this.number || byId("simulator").hidden) return;
+      this.problem(problem.message);
+      // Nobody has to say it again when the dashboard is back, or has room.
+      if (problem.status === 0 || problem.status === 503) this.again = setTimeout(() => this.begin(address), AGAIN);
       return;
     }
     if (number !== this.number || byId("simulator").hidden) {
@@ -121,7 +129,13 @@ export class Simulator {
 
   watch() {
     if (this.stream || this.paused) return;
-    const lost = (gone) => (gone ? this.begin() : this.tell("The dashboard does not answer."));
+    const lost = (problem) => {
+      if (problem.status === 404) this.begin();
+      else this.tell(`${problem.message} Trying again…`, true);
+      if (problem.status === 404 || this.stream.source) return;
+      this.hide();
+      this.again = setTimeout(() => this.watch(), AGAIN);
+    };
     this.stream = new Stream(`api/scenes/${this.scene.id}`, (told) => this.heard(told), lost);
   }
 
@@ -182,20 +196,19 @@ export class Simulator {
 
 /** What is shown of one algorithm. @param {{using: string, kind: string, capacity: number}} about */
 function card(about) {
-  const words = element("span");
+  const words = element("p", { class: "words" });
   const canvas = element("canvas", { role: "img", "aria-label": `${worded(about.using)}: calls over time; admitted above the line, refused below` });
   const numbers = ["Admitted", "Refused", "Remaining", "Fits in"].map((name) => ({ name, value: element("dd", {}, "–") }));
   const list = element("dl", {}, ...numbers.map(({ name, value }) => element("div", {}, element("dt", {}, name), value)));
-  const header = element("header", {}, element("h2", {}, worded(about.using)), words);
-  const all = element("article", { class: "panel card", "data-using": about.using }, header, canvas, list);
+  const all = element("article", { class: "panel card", "data-using": about.using }, element("h3", {}, worded(about.using)), words, canvas, list);
   const [admitted, refused, remaining, fits] = numbers.map(({ value }) => value);
   return {
     all,
     show(scene, place, run, now, calls) {
-      say(words, inWords(scene.runs[place], run));
+      say(words, inWords(scene, scene.runs[place], run, now));
       say(admitted, count(run.admitted));
       say(refused, count(run.refused));
-      say(remaining, `${count(run.remaining)} of ${count(scene.runs[place].capacity)}`);
+      say(remaining, count(run.remaining));
       say(fits, duration(run.retry_after));
       draw(canvas, scene, place, run, now, calls);
     },

@@ -9,6 +9,9 @@ export const count = (value) => (value == null ? "–" : whole.format(value));
 /** A rate: one decimal below 100. @param {number | null | undefined} value */
 export const rate = (value) => (value == null ? "–" : value < 100 ? one.format(value) : whole.format(Math.round(value)));
 
+/** An amount: one decimal below 1,000, if there is one. @param {number} value @param {boolean} [always] */
+export const few = (value, always = false) => (value < 1000 && (always || !Number.isInteger(value)) ? one.format(value) : whole.format(value));
+
 /**
  * Seconds as a person says them, rounded up: who waits that long has waited enough.
  * @param {number | null | undefined} seconds
@@ -50,6 +53,22 @@ export function say(where, text) {
   if (where.textContent !== text) where.textContent = text;
 }
 
+/**
+ * Set a text unless nothing but its numbers has changed: what is announced is so once.
+ * @param {Element} where @param {string} text
+ */
+export function announce(where, text) {
+  const words = (said) => said.replace(/[\d.]+/g, "");
+  if (words(where.textContent) !== words(text)) where.textContent = text;
+}
+
+/** Of a long text its ends, and how long it is. @param {string} text */
+export function cut(text, most = 200) {
+  if (text.length <= most) return text;
+  const letters = [...text];
+  return `${letters.slice(0, most - 60).join("")} … ${letters.slice(-20).join("")} (${count(letters.length)} characters)`;
+}
+
 /** @param {string} id @returns {any} */
 export const byId = (id) => document.getElementById(id);
 
@@ -62,24 +81,35 @@ export const byId = (id) => document.getElementById(id);
 export function fill(table, items, cells) {
   const body = table.tBodies[0];
   while (body.rows.length > items.length) body.deleteRow(-1);
-  items.forEach((item, place) => {
-    const row = body.rows[place] ?? body.insertRow();
-    cells(item).forEach((told, column) => {
-      const { text = "", class: kind = "", href, title, header } = typeof told === "string" ? { text: told } : told;
-      let cell = row.cells[column];
-      if (!cell) cell = row.appendChild(header ? element("th", { scope: "row" }) : element("td"));
-      if (cell.className !== kind) cell.className = kind;
-      if ((cell.title || undefined) !== title) cell.title = title ?? "";
-      const link = cell.querySelector("a");
-      if (!href) {
-        if (link) cell.replaceChildren();
-        say(cell, text);
-      } else if (link) {
-        if (link.getAttribute("href") !== href) link.setAttribute("href", href);
-        say(link, text);
-      } else {
-        cell.replaceChildren(element("a", { href }, text));
-      }
-    });
-  });
+  let row = body.rows[0];
+  for (const item of items) {
+    row ??= body.appendChild(element("tr", { role: "row" }));
+    cells(item).forEach((told, column) => put(table, row, column, typeof told === "string" ? { text: told } : told));
+    row = row.nextElementSibling;
+  }
+}
+
+/** Fill a cell with what it does not say already. */
+function put(table, row, column, { text = "", class: kind = "", href, title, header }) {
+  let cell = row.cells[column];
+  if (!cell) {
+    // The roles stay where rows are laid out as cards, each cell with a label of its own.
+    cell = row.appendChild(header ? element("th", { scope: "row", role: "rowheader" }) : element("td", { role: "cell" }));
+    cell.dataset.label = table.tHead.rows[0].cells[column].textContent;
+    cell.said = {};
+  }
+  // The page is not asked for what it says: of a thousand rows that takes a while.
+  const { said } = cell;
+  if (said.kind !== kind) cell.className = kind;
+  if (said.title !== title) cell.title = title ?? "";
+  if (!href) {
+    if (said.text !== text || said.href) cell.textContent = text;
+  } else if (said.href) {
+    const link = cell.firstElementChild;
+    if (said.href !== href) link.setAttribute("href", href);
+    if (said.text !== text) link.textContent = text;
+  } else {
+    cell.replaceChildren(element("a", { href }, text));
+  }
+  cell.said = { kind, title, href, text };
 }
