@@ -57,10 +57,10 @@ def dashboard(*arguments: object, **more: str) -> Iterator[tuple[Any, Site]]:
 
 
 @contextmanager
-def service(directory: Path, *arguments: object) -> Iterator[tuple[str, str]]:
+def service(directory: Path, *arguments: object, said: str = POLICIES) -> Iterator[tuple[str, str]]:
     """A service as a process: its address, and the URL of its /stats."""
     path = directory / "policies.toml"
-    path.write_text(POLICIES, "utf-8")
+    path.write_text(said, "utf-8")
     options = ("--listen", f"{HOST}:0", "--http", f"{HOST}:0", *arguments)
     with process("serve", path, *options, lines=2) as (_, (address, side)):
         yield address, f"http://{side}/stats"

@@ -63,8 +63,8 @@ def test_a_service_is_watched_looked_at_and_reset(tmp_path: Path) -> None:
             assert told["stats"]["policies"]["api"]["refused"] == 1
             found = site.post("api/key", {"policy": "api", "key": "ann"}).json()
             assert found["rules"][0]["remaining"] == 0
-            assert found["stored"]["error"] == "The service does not show what its store holds."
-            assert found["hidden"] is True  # for it is not said that its store shows keys
+            assert found["stored"]["error"].startswith("The service does not show what its store")
+            assert found["hidden"] is False
             assert site.reset({"policy": "api", "key": "ann"}).status_code == 200
             assert api.peek("ann").remaining == 5
             answer = site.reset({"policy": "looked", "key": "ann"})
@@ -105,14 +105,33 @@ def test_what_the_store_of_a_service_holds(tmp_path: Path, valkey: Server) -> No
             api = client.policy("api")
             api.limit("ivy", 2)
             assert site.get("api/about").json()["bare"] is True
-            named = {"policy": "api", "key": "ivy"}
-            assert site.post("api/key", named).json()["rules"][0]["remaining"] == 3
+            named = site.post("api/key", {"policy": "api", "key": "ivy"}).json()
+            assert named["rules"][0]["remaining"] == 3
             prefix = "throttled:api"
             bare = {"key": "ivy", "quota": "5/h", "using": "fixed_window", "prefix": prefix}
             (held,) = site.post("api/key", bare).json()["stored"]["held"]
+            assert held["name"] == "throttled:api:v1:fixed_window:3600000000:{ivy}"
+            assert [{**each, "ttl": held["ttl"]} for each in named["stored"]["held"]] == [held]
             assert {each["name"]: each["shown"] for each in held["fields"]}["count"] == "2"
             assert held["ttl"] > 0
             api.reset("ivy")
+
+
+@pytest.mark.server
+def test_what_the_store_of_a_service_holds_under_hidden_names(
+    tmp_path: Path, valkey: Server
+) -> None:
+    said = f"""
+        stores.main = {{ url = "{valkey.url}", hash_keys = true }}
+        policies.api = {{ quota = "5/h", store = "main" }}
+    """
+    with service(tmp_path, said=said) as (address, stats):
+        watching = ("--service", address, "--stats", stats, "--store", valkey.url)
+        with dashboard(*watching) as (_, site):
+            found = site.post("api/key", {"policy": "api", "key": "ivy"}).json()
+            assert found["hidden"] is True
+            assert found["stored"]["held"] is None
+            assert "hides its keys" in found["stored"]["error"]
 
 
 def test_a_service_is_asked_by_tls(tmp_path: Path) -> None:

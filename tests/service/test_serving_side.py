@@ -104,6 +104,7 @@ async def test_stats_are_as_documented() -> None:
     assert (api["allowed"], api["refused"], api["errors"], api["waiting"]) == (4, 1, 0, 0)
     assert (api["store"], api["on_store_error"], api["enforce"]) == ("memory", "raise", True)
     assert (api["by_key"], api["tiers"], api["overrides"]) == (False, [], [])
+    assert (api["key_prefix"], api["hides_keys"]) == ("throttled", False)
     assert api["decision_seconds"]["p50"] > 0
     assert api["per_second"] > 0
     assert api["keys"]["busiest"]["top"][0] == {"key": "ann", "calls": 4}

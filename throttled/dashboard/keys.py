@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from throttled import switch
 from throttled._text import shown
-from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK
+from throttled.algorithms.plan import DEFAULT_PREFIX, LOOK, make_plan
 from throttled.arguments import check_cost, check_key
 from throttled.asyncio.throttled import Throttled as AsyncThrottled
 from throttled.base import BaseThrottled
@@ -25,6 +25,7 @@ from throttled.exceptions import (
     OperationNotSupportedError,
     PolicyNotFoundError,
 )
+from throttled.quota import Rule
 from throttled.result import RateLimitResult
 from throttled.service.asked import key_of
 from throttled.service.remote import BaseService, ServicePlan
@@ -125,10 +126,16 @@ class Keys:
         if not isinstance(limit.store, BaseService):
             return bool(limit.store.hides_keys)
         # Its store is elsewhere, and unless that is said to show keys, we do not either.
-        return not isinstance(self._source, ServiceStats) or self._source.hides(policy)
+        return (
+            policy is None
+            or not isinstance(self._source, ServiceStats)
+            or self._source.hides(policy)
+        )
 
     async def look(self, asked: Asked) -> dict[str, Any]:
         """The state of a key by every rule, and what the store holds for it."""
+        if isinstance(self._source, ServiceStats):
+            await self._source.known()
         limit: Any = self._limit(asked, "peek")
         exempt = limit.exempt is not None and await _called(limit, limit.exempt, asked.key)
         ask = limit._ask if switch.enabled() else limit._off
@@ -152,21 +159,34 @@ class Keys:
                     result.rules or (None,) * len(result.states), result.states, strict=True
                 )
             ],
-            "stored": await self._stored(limit, asked.key),
+            "stored": await self._stored(limit, asked, result.rules),
         }
 
-    async def _stored(self, limit: Any, key: str) -> dict[str, Any]:
-        """What the first store holds; why not, if it cannot be had."""
-        terms: Terms = await _called(limit, _terms, limit, key)
+    async def _stored(self, limit: Any, asked: Asked, rules: Sequence[Rule]) -> dict[str, Any]:
+        """What the first store holds by each rule; why not, if it cannot be had."""
+        terms: Terms = await _called(limit, _terms, limit, asked.key)
         plan: Any = terms.plan
+        store, plans = limit.store, plan.joint.members
         if isinstance(plan, ServicePlan):
-            return {"held": None, "error": "The service does not show what its store holds."}
+            name, source, store = asked.policy or "", self._source, self._store
+            prefix = source.prefix(name) if isinstance(source, ServiceStats) else None
+            if store is None or prefix is None:
+                why = "The service does not show what its store holds; --store would."
+                return {"held": None, "error": why}
+            if self._hidden(limit, name) and not store.hides_keys:
+                why = "The service hides its keys, so it is not known where this one is."
+                return {"held": None, "error": why}
+            plans = [
+                make_plan(rule.using or limit._using, rule.quota, prefix, rule.name)
+                for rule in rules
+            ]
         try:
-            held = await stored(limit.store, plan.joint.members, key)
+            held = await stored(store, plans, asked.key)
         except BaseThrottledError as error:
             return {"held": None, "error": str(error)}
-        why = None if held is not None else "This kind of store does not show what it holds."
-        return {"held": held, "error": why}
+        if held is None:
+            return {"held": None, "error": "This kind of store does not show what it holds."}
+        return {"held": held, "error": None}
 
     async def reset(self, asked: Asked) -> None:
         """Forget a key."""

@@ -137,7 +137,6 @@ class OwnLimits:
                 by_policy[name] = {
                     **policy_says(self.limits, name, limit, stores),
                     "operations": sorted(self.operations(name) or OPERATIONS),
-                    "hides_keys": limit.store.hides_keys,
                     **stats.told(limit.store.hides_keys),
                 }
         return {
@@ -182,30 +181,40 @@ class ServiceStats:
         self._token = token
         self._opener = build_opener(_Straight, HTTPSHandler(context=_trusting(ca, cert, key)))
         self.name = f"the service at {parts.netloc}"
-        self._operations: dict[str, frozenset[str]] = {}
-        self._shows: frozenset[str] = frozenset()
+        #: What it told of each policy when it was last asked; None: it was not asked yet.
+        self._policies: Mapping[str, Mapping[str, Any]] | None = None
 
     def __repr__(self) -> str:
         return f"ServiceStats({self._url!r})"
 
     def operations(self, policy: str) -> frozenset[str] | None:
         """What a policy permitted when the service was last asked."""
-        return self._operations.get(policy)
+        said = self._said(policy)
+        return frozenset(said.get("operations", ())) if said else None
 
-    def hides(self, policy: str | None) -> bool:
+    def hides(self, policy: str) -> bool:
         """Whether keys of a policy are to be shown nowhere: so, unless it says that they may."""
-        return policy not in self._shows
+        return self._said(policy).get("hides_keys") is not False
+
+    def prefix(self, policy: str) -> str | None:
+        """What the keys of a policy begin with in its store; None: it is not known."""
+        prefix: str | None = self._said(policy).get("key_prefix")
+        return prefix
+
+    def _said(self, policy: str) -> Mapping[str, Any]:
+        return (self._policies or {}).get(policy, {})
+
+    async def known(self) -> None:
+        """Ask it, unless it has been asked before."""
+        if self._policies is None:
+            with suppress(ServiceUnavailableError):
+                await self.stats()
 
     async def stats(self) -> dict[str, Any]:
         """What the service tells. Raises `ServiceUnavailableError` if it does not."""
+        self._policies = self._policies or {}
         told = await to_thread.run_sync(self._read)
-        self._operations = {
-            name: frozenset(policy.get("operations", ()))
-            for name, policy in told["policies"].items()
-        }
-        self._shows = frozenset(
-            name for name, policy in told["policies"].items() if policy.get("hides_keys") is False
-        )
+        self._policies = told["policies"]
         return told
 
     def _read(self) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def policy_says(policies: Any, name: str, throttle: Throttled, stores: Stores) -
         "tiers": says["tiers"],
         "overrides": says["overrides"],
         "store": stores.name(throttle.store, getattr(spec, "store", None)),
+        "key_prefix": throttle._prefix,
+        "hides_keys": throttle.store.hides_keys,
         "on_store_error": stores.instead(throttle),
         "enforce": throttle.enforce,
     }
