@@ -40,16 +40,21 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+def in_real_time(item: pytest.Item) -> bool:
+    """Whether a test waits in real time; what asks a server does, for as long as that may take."""
+    return any(item.get_closest_marker(name) for name in ("realtime", "server"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("realtime"):
+        if in_real_time(item):
             item.add_marker(pytest.mark.flaky(reruns=RERUNS, condition=WATCH.stood_still))
 
 
 @pytest.fixture(autouse=True)
 def _watch(request: pytest.FixtureRequest) -> Iterator[None]:
     """Watches whether time goes on, where a test waits in it."""
-    if not request.node.get_closest_marker("realtime"):
+    if not in_real_time(request.node):
         yield
         return
     with WATCH():

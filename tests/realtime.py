@@ -1,8 +1,9 @@
 """Tests that wait in real time, on a machine that now and then stands still.
 
-Such a test (marked `realtime`) that fails is run again, up to four times, if meanwhile even a sleep
-of some milliseconds took many times as long: then it has measured the machine. A test that fails
-where time went on fails. The summary names those that were run again.
+Such a test (marked `realtime`, or `server`, for decisions have a timeout) that fails is run again,
+up to four times, if meanwhile even a sleep of some milliseconds took many times as long: then it
+has measured the machine. A test that fails where time went on fails. The summary names those that
+were run again.
 """
 
 from __future__ import annotations

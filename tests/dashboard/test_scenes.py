@@ -56,6 +56,22 @@ def test_the_same_setting_plays_the_same_whoever_looks_how_often() -> None:
     assert different["offered"] != one["offered"]
 
 
+@pytest.mark.parametrize("speed", [0.5, 1.0])
+def test_rates_are_those_of_a_whole_second(speed: float) -> None:
+    # So a chart shows an exact limit as what it is, and what the others let through beyond theirs.
+    scene = Scene(Setting("5/s", None, traffic="poisson", rate=20.0, seed=3, speed=speed))
+    most: dict[str, float] = {}
+    for _ in range(200):
+        told = scene.advance(0.1)
+        for about, run in zip(scene.about()["runs"], told["runs"], strict=True):
+            rate = run["per_second"]["admitted"]
+            most[about["using"]] = max(most.get(about["using"], 0.0), rate)
+    assert most["sliding_window_log"] == 5.0
+    assert 5.0 < most["fixed_window"] <= 10.0
+    both = [run["per_second"]["admitted"] + run["per_second"]["refused"] for run in told["runs"]]
+    assert both == both[:1] * 6
+
+
 def test_speed_is_how_fast_its_time_goes() -> None:
     slow = played(Setting(traffic="steady", rate=10.0, speed=0.5), 4.0)
     fast = played(Setting(traffic="steady", rate=10.0, speed=10.0), 0.2)

@@ -32,6 +32,8 @@ PREFIX: Final = "throttled-bench"
 
 _WARM_UP: Final = 50  # calls that are not measured: connecting, loading the script
 _AT_ONCE: Final = 500  # keys removed in one round trip
+#: A slow call is a measurement, and no failure: seconds until it is one.
+_PATIENT: Final = {"DECISION_TIMEOUT": 10.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def measure(bench: Bench, told: Callable[[str], None]) -> list[Cell]:
 
 def _measure_sync(bench: Bench, told: Callable[[str], None], cells: list[Cell]) -> None:
     for url in bench.stores:
-        shared = None if url == MEMORY else RedisStore(server=url)
+        shared = None if url == MEMORY else RedisStore(server=url, options=_PATIENT)
         try:
             for using, concurrency in product(bench.using, bench.concurrency):
                 store = MemoryStore() if shared is None else shared
@@ -193,7 +195,7 @@ def _by_threads(throttle: Throttled, tally: _Tally) -> None:
 
 async def _measure_async(bench: Bench, told: Callable[[str], None], cells: list[Cell]) -> None:
     for url in bench.stores:
-        shared = None if url == MEMORY else aio.RedisStore(server=url)
+        shared = None if url == MEMORY else aio.RedisStore(server=url, options=_PATIENT)
         try:
             for using, concurrency in product(bench.using, bench.concurrency):
                 throttle = aio.Throttled(

@@ -10,6 +10,7 @@ stands still, and goes when it has stood for a while or when room is needed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from math import inf
@@ -50,8 +51,8 @@ _SECOND: Final = 1_000_000
 _KEY: Final = "scene"
 #: Of each step, calls that are told one by one.
 _TOLD: Final = 120
-#: Calls that wait to be told, while nobody looks.
-_MOST_UNTOLD: Final = 2_000
+#: Calls that are remembered: those that wait to be told, and those that rates are of.
+_MOST_REMEMBERED: Final = 2_000
 
 
 class ScenesFullError(BaseThrottledError):
@@ -151,7 +152,7 @@ class Scene:
         quota = setting.limit()
         self._clock = FakeClock()
         store = MemoryStore(clock=self._clock)
-        self._runs = [_Run(name, quota, store) for name in setting.using]
+        self._runs = [_Run(name, quota, store, setting.speed) for name in setting.using]
         # Windows begin with the scene.
         period = quota.period_us
         self._start = -(-int(self._clock.now_us()) // period) * period
@@ -195,7 +196,7 @@ class Scene:
             "now": self._now / _SECOND,
             "offered": self._offered,
             "calls": told[::step],
-            "runs": [run.told(self._start + self._now) for run in self._runs],
+            "runs": [run.told(self._start, self._now) for run in self._runs],
         }
 
     def send(self, number: int, cost: int) -> None:
@@ -207,9 +208,9 @@ class Scene:
         self._clock.set((self._start + at) / _SECOND)
         admitted = 0
         for place, run in enumerate(self._runs):
-            admitted |= run.decide(cost) << place
+            admitted |= run.decide(at, cost) << place
         self._offered += 1
-        if len(self._told) < _MOST_UNTOLD:
+        if len(self._told) < _MOST_REMEMBERED:
             self._told.append((round(at / _SECOND, 4), cost, admitted))
 
 
@@ -229,31 +230,42 @@ def _calls(setting: Setting) -> Iterator[float]:
 class _Run:
     """What one algorithm makes of the calls."""
 
-    def __init__(self, using: str, quota: Quota, store: MemoryStore) -> None:
+    def __init__(self, using: str, quota: Quota, store: MemoryStore, speed: float) -> None:
         self._store = store
+        #: Seconds that rates are of: one, as the watch of the viewer goes or that of the scene.
+        self._span = max(speed, 1.0)
         self._throttle = Throttled(using=using, quota=quota, store=store)
         self.plan = make_plan(using, quota)
         self.using = using
         self._admitted = self._refused = 0
+        #: The instants of as many seconds, and what became of their calls.
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_MOST_REMEMBERED)
 
-    def decide(self, cost: int) -> int:
+    def decide(self, at: float, cost: int) -> int:
         """Ask for a call: 1 if it is admitted, else 0."""
-        if self._throttle.limit(_KEY, cost).limited:
-            self._refused += 1
-            return 0
-        self._admitted += 1
-        return 1
+        admitted = int(self._throttle.limit(_KEY, cost).allowed)
+        self._admitted += admitted
+        self._refused += 1 - admitted
+        self._recent.append((at, admitted))
+        return admitted
 
-    def told(self, now: float) -> dict[str, Any]:
+    def told(self, start: float, now: float) -> dict[str, Any]:
         """The counts, the state of the key, and what its picture is drawn of."""
         state = self._throttle.peek(_KEY)
+        while self._recent and self._recent[0][0] <= now - self._span * _SECOND:
+            self._recent.popleft()
+        admitted = sum([each for _, each in self._recent])
         return {
             "admitted": self._admitted,
             "refused": self._refused,
+            "per_second": {
+                "admitted": admitted / self._span,
+                "refused": (len(self._recent) - admitted) / self._span,
+            },
             "remaining": state.remaining,
             "retry_after": None if state.retry_after == inf else round(state.retry_after, 4),
             "reset_after": round(state.reset_after, 4),
-            **self._picture(now, state.remaining),
+            **self._picture(start + now, state.remaining),
         }
 
     def _picture(self, now: float, remaining: int) -> dict[str, float]:

@@ -106,10 +106,9 @@ export class Simulator {
   /** Everything as at the beginning of a scene. */
   fresh() {
     this.calls = new Calls();
-    this.seen = undefined;
+    this.drawnAt = undefined;
     this.drawn = 0;
     const width = BIN * this.scene.speed;
-    this.bin = 0;
     for (const bins of Object.values(this.bins)) bins.clear(0, width);
     // Which line of the charts is which run of the scene.
     this.runs = this.algorithms.map((name) => this.scene.runs.findIndex((run) => run.using === name));
@@ -152,15 +151,14 @@ export class Simulator {
     this.tell("");
     this.calls.add(told.calls);
     const width = BIN * this.scene.speed;
-    const seen = (this.seen ??= told);
-    if (told.now - seen.now >= width) {
-      const long = told.now - seen.now;
+    this.drawnAt ??= told.now;
+    if (told.now - this.drawnAt >= width) {
       for (const what of ["admitted", "refused"]) {
-        const rates = this.runs.map((run) => (run < 0 ? null : (told.runs[run][what] - seen.runs[run][what]) / long));
+        const rates = this.runs.map((run) => (run < 0 ? null : told.runs[run].per_second[what]));
         this.bins[what].push(told.now, rates);
         this.charts[what].draw();
       }
-      this.seen = told;
+      this.drawnAt = told.now;
     }
     const now = performance.now();
     if (now - this.drawn < between()) return;
