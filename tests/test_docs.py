@@ -165,7 +165,8 @@ def test_a_command_could_be_given(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "policies.toml").write_text('[policies.api]\nquota = "1/s"\n')
     name, *rest = words
-    with click.Context(command_line, info_name="throttled") as context:
+    settings = command_line.context_settings  # of which a command keeps what it asks for first
+    with click.Context(command_line, info_name="throttled", **settings) as context:
         command = command_line.get_command(context, name)
         assert command is not None
         command.make_context(name, rest, parent=context).close()
