@@ -292,8 +292,15 @@ class _OfService(Mapping[str, Throttled]):
 
 
 def _shown_source(arguments: Mapping[str, Any]) -> str:
+    """What there is to look at, for the log."""
     source = arguments.get("source")
-    return "limits of its own" if source is None else str(source.name)
+    if isinstance(source, OwnLimits):
+        return "limits and callers that are made up"
+    if source is not None:
+        return str(source.name)
+    if arguments.get("policies") is not None:
+        return f"the policies of {arguments['policies'].path}"
+    return f"keys of {arguments['store']!r}, and nothing live: no limits are given"
 
 
 def _warn(showing: Showing) -> None:
