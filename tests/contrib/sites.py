@@ -137,6 +137,7 @@ def litestar(**options: Any) -> Site:
 
     app = Litestar(
         [login, item, stream, upload, broken],
+        logging_config=None,  # which would be that of all tests
         middleware=[DefineMiddleware(RateLimitMiddleware, **options)],
     )
     site = Site(app)

@@ -389,6 +389,7 @@ async def test_litestar_by_its_route_under_a_root_path_and_in_a_mount() -> None:
     limit = RateLimit("2/h", key=by_route(), store=store, scope="by route")
     app = Litestar(
         [item, inner],
+        logging_config=None,  # which would be that of all tests
         middleware=[DefineMiddleware(RateLimitMiddleware, rules={"/items/{id}": limit})],
     )
     site = Site(app)
@@ -402,7 +403,8 @@ async def test_litestar_by_its_route_under_a_root_path_and_in_a_mount() -> None:
         return "x"
 
     rules = {"/api/x": RateLimit("1/h", store=store)}
-    app = Litestar([twice], middleware=[DefineMiddleware(RateLimitMiddleware, rules=rules)])
+    middleware = [DefineMiddleware(RateLimitMiddleware, rules=rules)]
+    app = Litestar([twice], middleware=middleware, logging_config=None)
     assert await ask(Site(app), 2, "/api/api/x", root_path="/api") == [200, 429]
 
 
