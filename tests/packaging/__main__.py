@@ -35,7 +35,7 @@ from tests.packaging.building import (
 #: The Pythons to look for: those that the classifiers name.
 WANTED = ("3.11", "3.12", "3.13")
 #: What the tests read beside themselves.
-BESIDE = ("docs", "README.md", "CHANGELOG.rst", "pyproject.toml")
+BESIDE = ("docs", "CHANGELOG.rst", "Makefile", "README.md", "pyproject.toml")
 #: Tests of the tree itself, which would have to lie around them.
 OF_THE_TREE = (
     "contrib/test_imports.py",
