@@ -45,8 +45,12 @@ class Shop:
     def __init__(self) -> None:
         self.seen: list[bytes] = []
         self.held = threading.Event()
+        #: Whether a held call is over for the server, done or cancelled.
+        self.over = threading.Event()
 
     def act(self, request: bytes, context: Any) -> bytes:
+        if request == b"hold":
+            context.add_callback(self.over.set)
         self.seen.append(request)
         if request == b"hold":
             assert self.held.wait(20)
@@ -78,7 +82,10 @@ class AsyncShop(Shop):
     async def aact(self, request: bytes, context: Any) -> bytes:
         if request == b"hold":
             self.seen.append(request)
-            assert await asyncio.to_thread(self.held.wait, 20)
+            try:
+                assert await asyncio.to_thread(self.held.wait, 20)
+            finally:
+                self.over.set()
             return request
         if request == b"abort":
             self.seen.append(request)
@@ -578,6 +585,9 @@ def test_a_call_that_its_client_cancels_counts(
     while not rig.shop.seen:
         threading.Event().wait(0.01)
     held.cancel()
+    if kind == "unary_stream":
+        # Else the handler may be done before the server hears of it, and that is no cancelled call.
+        assert rig.shop.over.wait(20)
     over.set()
     rig.shop.held.set()
     for _ in range(10):  # also when the handler has heard of it
