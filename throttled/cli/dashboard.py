@@ -9,7 +9,14 @@ from typing import Any, Final
 import click
 
 from throttled.cli.endings import CommandError
-from throttled.cli.targets import STORE_VARIABLE, TOKEN_VARIABLE, lines_of, or_in, store_option
+from throttled.cli.targets import (
+    STORE_VARIABLE,
+    TOKEN_VARIABLE,
+    lines_of,
+    or_in,
+    store_option,
+    tls_options,
+)
 
 __all__ = ["dashboard"]
 
@@ -54,10 +61,7 @@ DASHBOARD_TOKEN_VARIABLE: Final = "THROTTLED_DASHBOARD_TOKEN"
     f"in {TOKEN_VARIABLE}, or in a file.",
 )
 @click.option("--service-token-file", metavar="FILE", help="Holds what it wants to be shown.")
-@click.option("--tls", is_flag=True, help="Ask the service by TLS.")
-@click.option("--ca", metavar="FILE", help="Who signed its certificate; implies --tls.")
-@click.option("--client-cert", metavar="FILE", help="To show to a service that asks for one.")
-@click.option("--client-key", metavar="FILE", help="Its key.")
+@tls_options
 def dashboard(
     store: str | None,
     policies: str | None,

@@ -16,7 +16,7 @@ from throttled.algorithms.plan import DEFAULT_PREFIX
 from throttled.cli.endings import CommandError, note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from throttled.store import Store
 
@@ -159,10 +159,18 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         target = Target(**{name: given.pop(name) for name in Target.__dataclass_fields__})
         return command(target=target, **given)
 
-    decorated: Callable[..., Any] = with_target
-    for option in reversed(_TARGET_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+    return _with(_TARGET_OPTIONS, with_target)
+
+
+def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the options that say how a service is asked by TLS."""
+    return _with(_TLS_OPTIONS, command)
+
+
+def _with(options: Sequence[Option], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def store_option() -> Option:
@@ -190,6 +198,13 @@ def algorithms_option() -> Option:
     )
 
 
+_TLS_OPTIONS: Final = (
+    click.option("--tls", is_flag=True, help="Ask the service by TLS."),
+    click.option("--ca", metavar="FILE", help="Who signed its certificate; implies --tls."),
+    click.option("--client-cert", metavar="FILE", help="To show to a service that asks for one."),
+    click.option("--client-key", metavar="FILE", help="Its key."),
+)
+
 _TARGET_OPTIONS: Final = (
     click.option("--quota", metavar="TEXT", help='As "100/s burst 200", or "10/s; 1000/h".'),
     click.option(
@@ -213,8 +228,5 @@ _TARGET_OPTIONS: Final = (
         f"{TOKEN_VARIABLE}, or in a file.",
     ),
     click.option("--token-file", metavar="FILE", help="Holds the token."),
-    click.option("--tls", is_flag=True, help="Ask the service by TLS."),
-    click.option("--ca", metavar="FILE", help="Who signed its certificate; implies --tls."),
-    click.option("--client-cert", metavar="FILE", help="To show to a service that asks for one."),
-    click.option("--client-key", metavar="FILE", help="Its key."),
+    *_TLS_OPTIONS,
 )

@@ -31,7 +31,7 @@ from throttled.exceptions import (
     PolicyNotFoundError,
 )
 from throttled.quota import RateLimiterType
-from throttled.service.stats import _digest
+from throttled.service.stats import hidden
 from throttled.store.base import AsyncStore, Store
 
 logger = logging.getLogger("throttled")
@@ -161,7 +161,7 @@ class Dashboard:
         logger.warning(
             "Key %s of %s was reset from the dashboard, by %s",
             # As the page shows it, so that the two can be matched.
-            f"sha256:{_digest(asked.key)}" if self._keys.hides(asked) else shown(asked.key),
+            hidden(asked.key) if self._keys.hides(asked) else shown(asked.key),
             shown(asked.policy or asked.quota),
             "?" if client is None else client.host,
             extra={"throttled_event": "reset", "throttled_policy": asked.policy},

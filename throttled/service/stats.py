@@ -196,11 +196,13 @@ class PolicyStats(Observer):
         top = nlargest(TOP, counts.items(), key=lambda item: item[1])
         return {
             "off_by_at_most": sum([sketch.off_by for sketch in sketches]),
-            "top": [
-                {"key": f"sha256:{_digest(key)}" if digests else key, what: count}
-                for key, count in top
-            ],
+            "top": [{"key": hidden(key) if digests else key, what: count} for key, count in top],
         }
+
+
+def hidden(key: str) -> str:
+    """What is shown of a key that a store hides."""
+    return f"sha256:{_digest(key)}"
 
 
 def _digest(key: str) -> str:
